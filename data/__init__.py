@@ -1,0 +1,1 @@
+"""Which samples, when and for whom; how they are read, and what is done to them before the network."""
