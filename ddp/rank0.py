@@ -1,0 +1,68 @@
+"""The one file that asks for rank 0: what it alone does, and how its failure reaches the others."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch.distributed as dist
+
+from ddp.collectives import broadcast_bytes, inside_gate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Rank0Failed(RuntimeError):
+    """What rank 0 failed with, raised on the other ranks with rank 0's message and exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def is_rank0() -> bool:
+    """Whether this is rank 0 of all hosts; before the group exists, as the launcher says."""
+    if dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
+
+
+def rank0_only(function: Callable[P, R]) -> Callable[P, R | None]:
+    """`function` on rank 0, nothing elsewhere; a collective inside it is an error, not a hang."""
+
+    @wraps(function)
+    def gated(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        if not is_rank0():
+            return None
+        with inside_gate():
+            return function(*args, **kwargs)
+
+    return gated
+
+
+def on_rank0(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+    """The result of `function` on rank 0 and None elsewhere; its failure is raised on every rank."""
+    result: R | None = None
+    failure: Exception | None = None
+    try:
+        result = rank0_only(function)(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  not swallowed: raised below, once all ranks know
+        failure = error
+    verdict = b"" if failure is None else _encode(failure)
+    verdict = broadcast_bytes(verdict)
+    if failure is not None:
+        raise failure
+    if verdict:
+        raise _decode(verdict)
+    return result
+
+
+def _encode(failure: Exception) -> bytes:
+    code = int(getattr(failure, "exit_code", 1))
+    return f"{code} {failure or type(failure).__name__}".encode()
+
+
+def _decode(verdict: bytes) -> Rank0Failed:
+    code, _, message = verdict.decode().partition(" ")
+    return Rank0Failed(message, int(code))

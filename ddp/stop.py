@@ -1,0 +1,79 @@
+"""Stopping together: what any rank asks for, every rank does at the same step."""
+
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from ddp.collectives import group_device, world_size
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What some rank asked for: a signal's number (0: none), a save now, an end after a failure."""
+
+    signal: int = 0
+    save: int = 0
+    failed: int = 0
+
+
+class Agreement:
+    """Asks all ranks, without blocking a step, whether anyone wants to stop or to save.
+
+    A small all-reduce is started at one boundary and read at the next (`every` steps later), when
+    it is long done; every rank reads it at the same step, so all act at the same step. The signal
+    handler only sets a number.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._mine = [0, 0, 0]
+        self._work: dist.Work | None = None
+        self._sent = torch.zeros(3, dtype=torch.int32, device=group_device())
+
+    def listen(self, signals: Iterable[signal.Signals] = SIGNALS) -> None:
+        """Turn these signals into a wish to stop; the handler does nothing else."""
+        for number in signals:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._mine[0] = number
+
+    def ask_to_save(self) -> None:
+        """Ask that all ranks save at the next common boundary."""
+        self._mine[1] = 1
+
+    def ask_to_end(self) -> None:
+        """Ask that all ranks end, because something failed on this one."""
+        self._mine[2] = 1
+
+    def at(self, step: int) -> Wishes:
+        """What all ranks do after `step`; the same answer on every rank."""
+        if world_size() == 1:
+            return self._take(self._mine)
+        if step % self.every:
+            return Wishes()
+        answer = Wishes()
+        if self._work is not None:
+            self._work.wait()
+            answer = self._take(self._sent.tolist())
+        self._sent.copy_(torch.tensor(self._mine, dtype=torch.int32))
+        self._work = dist.all_reduce(self._sent, op=dist.ReduceOp.MAX, async_op=True)
+        return answer
+
+    def _take(self, values: list[int]) -> Wishes:
+        number, save, failed = values
+        if save:
+            self._mine[1] = 0
+        return Wishes(number, save, failed)
+
+    def close(self) -> None:
+        """Wait for the question still under way; all ranks call it before they leave."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None

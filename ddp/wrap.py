@@ -1,0 +1,108 @@
+"""The wrapping: rank 0's weights reach every rank, and every rank shows that it has them."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp.collectives import (
+    broadcast_from_rank0,
+    gather_rows,
+    same_on_all_ranks,
+    world_size,
+)
+
+
+class Disagreement(RuntimeError):
+    """Ranks hold different weights: names the tensors and the ranks."""
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its name, persistent or not, in the module's own order."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def wrap(
+    model: nn.Module,
+    *,
+    find_unused_parameters: bool = False,
+    static_graph: bool = False,
+    gradient_as_bucket_view: bool = True,
+    bucket_cap_mb: float | None = None,
+    channels_last: bool = False,
+) -> DistributedDataParallel:
+    """`model` under DDP, with rank 0's parameters and buffers on every rank, and proof of it.
+
+    The broadcast is ours, tensor by tensor in place, and DDP's constructor is told not to repeat
+    it: it would first copy everything into flat buffers. Raises Disagreement.
+    """
+    check_same_architecture(model)
+    broadcast_from_rank0(tensor for _, tensor in tensors_of(model))
+    if channels_last:  # after the broadcast: the layout of the wire is the plain one
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return DistributedDataParallel(
+        model,
+        init_sync=False,
+        find_unused_parameters=find_unused_parameters,
+        static_graph=static_graph,
+        gradient_as_bucket_view=gradient_as_bucket_view,
+        bucket_cap_mb=bucket_cap_mb,
+    )
+
+
+def check_same_architecture(model: nn.Module) -> None:
+    """Raise Disagreement when names, shapes or types differ between ranks, before any broadcast."""
+    described = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors_of(model)]
+    digest = hashlib.sha256("\n".join(described).encode()).digest()
+    if not same_on_all_ranks(_as_numbers(digest)):
+        counts = gather_rows(torch.tensor([len(described)])).flatten().tolist()
+        raise Disagreement(
+            "the ranks built different models (tensors per rank: "
+            f"{counts}); do all hosts run the same code and configuration?"
+        )
+
+
+def agreement(model: nn.Module) -> str:
+    """The line that says that all ranks hold the same bits; raises Disagreement when they do not."""
+    named = list(tensors_of(model))
+    digests = [hashlib.sha256(_bytes_of(tensor)).digest() for _, tensor in named]
+    overall = hashlib.sha256(b"".join(digests))
+    if not same_on_all_ranks(_as_numbers(overall.digest())):
+        raise Disagreement(_who_differs(named, digests))
+    ranks = world_size()
+    who = f"{ranks} ranks agree" if ranks > 1 else "1 rank"
+    return f"{who} on {len(named)} tensors: {overall.hexdigest()[:16]}"
+
+
+def _who_differs(named: list[tuple[str, Tensor]], digests: list[bytes]) -> str:
+    """Tensors that differ from rank 0's, with the ranks that differ and whether they hold NaN."""
+    heads = torch.stack([_as_numbers(digest)[0] for digest in digests])
+    has_nan = torch.tensor([int(_has_nan(tensor)) for _, tensor in named])
+    all_heads, all_nans = gather_rows(heads), gather_rows(has_nan)
+    lines = []
+    for index, (name, _) in enumerate(named):
+        ranks = (all_heads[:, index] != all_heads[0, index]).nonzero().flatten().tolist()
+        if ranks:
+            nan = [rank for rank in ranks if all_nans[rank, index]]
+            never = f"; NaN on {nan}: rank 0's values never arrived there" if nan else ""
+            lines.append(f"  {name}: ranks {ranks} differ from rank 0{never}")
+    shown = "\n".join(lines[:8]) + (f"\n  and {len(lines) - 8} more" if len(lines) > 8 else "")
+    return f"the ranks hold different weights in {len(lines)} tensors:\n{shown}"
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isnan().any())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())
+
+
+def _as_numbers(digest: bytes) -> Tensor:
+    """A sha256 as four int64 whose negation cannot overflow."""
+    return torch.from_numpy(np.frombuffer(digest, dtype=np.int64) >> 1)

@@ -1,0 +1,1 @@
+"""One optimizer step, one evaluation, and what a person is told of them."""

@@ -1,0 +1,49 @@
+"""What every task offers to the loop, and the table of tasks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tasks.classification import Classification
+from utils.names import is_function_path, load_function, pick
+
+Batch = dict[str, Tensor]
+Sums = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """A task knows batches and networks, and nothing of ranks or steps."""
+
+    def collate(self, samples: list[Any]) -> Batch:
+        """A batch (dict of tensors) of a list of the dataset's samples."""
+        ...
+
+    def count(self, batch: Batch) -> Tensor | int:
+        """What the loss of `batch` is averaged over: its samples, or its valid pixels, or boxes."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss () summed (not averaged) over what `count` counts."""
+        ...
+
+    def measure(self, model: nn.Module, batch: Batch) -> Sums:
+        """Integer sums, of any shape, that may be added over batches and ranks."""
+        ...
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        """Named metrics of the sums of a whole dataset."""
+        ...
+
+
+TASKS: dict[str, Callable[[Sequence[str]], Task]] = {
+    "classification": Classification,
+}
+
+
+def build_task(name: str, classes: Sequence[str]) -> Task:
+    """The task called `name`, or the one that `path/to/file.py:function` returns."""
+    if is_function_path(name):
+        task: Task = load_function(name, "task")(classes)
+        return task
+    return pick(TASKS, name, "task")(classes)
