@@ -1,0 +1,257 @@
+"""Every option of a run: its type, default, unit and range. Knows nothing of files or of torch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def _as_path(value: Any) -> Any:
+    """Written text as a `Path` with `~` expanded; anything else, for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    if not value or "\0" in value:
+        raise ValueError("names no file")
+    return Path(os.path.expanduser(value))  # noqa: PTH111 (Path's raises on an unknown user)
+
+
+FilePath = Annotated[Path, BeforeValidator(_as_path, json_schema_input_type=Path)]
+# YAML has lists only; kept as tuples, so that a frozen config is frozen all the way down.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """Frozen; refuses unknown keys and values of another type ("3" is no number, true is not 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_all_defaults(cls, given: Any) -> Any:
+        return {} if given is None else given  # a YAML section whose every key is commented out
+
+
+class Run(Section):
+    name: str = Field(
+        default="run",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
+        description="name of the run and of its folder: letters, digits, '.', '_', '-', at most 64",
+    )
+    dir: FilePath = Field(default=Path("runs"), description="folder that holds the run folders")
+
+
+class Model(Section):
+    name: str = Field(
+        default="small_resnet",
+        min_length=1,
+        description="a name of the MODELS table, torchvision:NAME, timm:NAME or path.py:FUNCTION",
+    )
+    weights: FilePath | None = Field(
+        default=None, description="file of pretrained weights to start from; null: random weights"
+    )
+    freeze: Names = Field(
+        default=(), description="prefixes of parameter names that are not trained"
+    )
+
+
+class Augment(Section):
+    pad: int = Field(
+        default=0, ge=0, description="largest random shift of a training image, pixels each way"
+    )
+    flip: bool = Field(
+        default=False, description="mirror half of the training images left to right"
+    )
+
+
+class Data(Section):
+    name: str = Field(default="digits", min_length=1, description="a name of the DATASETS table")
+    path: FilePath | None = Field(
+        default=None,
+        description="folder that holds the dataset; null: where the dataset usually lies",
+    )
+    download: bool = Field(default=False, description="fetch the dataset when it is missing")
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="height and width fed to the model, pixels; null: the dataset's",
+    )
+    workers: int = Field(
+        default=2, ge=0, description="loading processes of each rank; 0: load between steps"
+    )
+    augment: Augment = Augment()
+
+
+class Train(Section):
+    epochs: int = Field(default=6, ge=1, description="passes over the training set")
+    global_batch: int = Field(
+        default=96, ge=1, description="samples of one optimizer step, over all ranks"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="most samples of one forward on one rank; null: no cap"
+    )
+    eval_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="samples of one evaluation batch; null: micro_batch or global_batch, at most 256",
+    )
+    eval_every: int = Field(default=1, ge=1, description="epochs from one evaluation to the next")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="arithmetic of forward and backward (fp16 scales the loss)"
+    )
+    channels_last: bool = Field(default=False, description="lay images out as N, H, W, C in memory")
+    compile: bool = Field(default=False, description="run the model through torch.compile")
+    deterministic: bool = Field(
+        default=False, description="deterministic kernels only, so that GPUs resume bit for bit too"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay per step of the averaged model; null: none"
+    )
+    best_metric: str = Field(
+        default="accuracy", min_length=1, description="evaluation metric that chooses best.pt"
+    )
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Samples of one evaluation batch, on any world size: the bits of logits depend on it."""
+        return self.eval_batch or min(self.micro_batch or self.global_batch, 256)
+
+
+class Optim(Section):
+    name: str = Field(default="sgd", min_length=1, description="a name of the OPTIMIZERS table")
+    lr: float = Field(default=0.1, gt=0, description="peak learning rate, for the global batch")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
+    nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum")
+    betas: Pair = Field(default=(0.9, 0.999), description="decay rates of adamw's two moments")
+    eps: float = Field(default=1e-8, gt=0, description="added to adamw's denominator")
+    weight_decay: float = Field(
+        default=5e-4, ge=0, description="weight decay; never on norms and biases"
+    )
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="largest norm of all gradients together; null: no clipping"
+    )
+    schedule: str = Field(
+        default="cosine", min_length=1, description="a name of the SCHEDULES table"
+    )
+    warmup_epochs: float = Field(
+        default=1.0, ge=0, description="epochs in which the learning rate rises to its peak"
+    )
+
+
+class Save(Section):
+    every_steps: int | None = Field(
+        default=50, ge=1, description="optimizer steps between checkpoints; null: not by steps"
+    )
+    every_minutes: float | None = Field(
+        default=None, gt=0, description="minutes between checkpoints; null: not by time"
+    )
+    keep: int = Field(default=2, ge=2, description="newest checkpoints kept, beside the best")
+    on_error: Literal["stop", "continue"] = Field(
+        default="stop", description="what a failed save does to the run"
+    )
+
+
+class Ddp(Section):
+    exact: bool = Field(
+        default=False,
+        description="reduce gradients in an order that the world size does not change",
+    )
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        description="equal parts of the global batch in exact mode; null: derived",
+    )
+    sync_batchnorm: bool = Field(
+        default=False, description="BatchNorm statistics over all ranks (GPUs only)"
+    )
+    static_graph: bool = Field(
+        default=False, description="promise DDP that every step uses the same graph"
+    )
+    find_unused_parameters: bool = Field(
+        default=False, description="let DDP search for parameters that a step does not use"
+    )
+    gradient_as_bucket_view: bool = Field(
+        default=True, description="gradients live in DDP's buckets: one copy less"
+    )
+    bucket_cap_mb: float | None = Field(
+        default=None, gt=0, description="size of DDP's gradient buckets, MiB; null: torch's default"
+    )
+
+
+class Faults(Section):
+    hang_timeout_s: float = Field(
+        default=300.0, gt=0, description="seconds a collective may wait before the job is ended"
+    )
+    max_skipped_steps: int = Field(
+        default=20,
+        ge=1,
+        description="steps in a row that fp16's overflow may skip before the run stops",
+    )
+
+
+class Log(Section):
+    every_steps: int = Field(default=10, ge=1, description="optimizer steps between metrics rows")
+    tensorboard: bool = Field(default=False, description="write TensorBoard events as well")
+
+
+class Config(Section):
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=2**63 - 1,
+        description="seed of weights, order, augmentation and dropout",
+    )
+    task: str = Field(
+        default="classification", min_length=1, description="a name of the TASKS table"
+    )
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    optim: Optim = Optim()
+    save: Save = Save()
+    ddp: Ddp = Ddp()
+    faults: Faults = Faults()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "Config":
+        if conflicts := list(_conflicts(self)):
+            raise PydanticCustomError(
+                "conflict", "options contradict each other", {"conflicts": conflicts}
+            )
+        return self
+
+
+def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, what contradicts what and the way out) of options that are wrong only together."""
+    train, optim, ddp, data = config.train, config.optim, config.ddp, config.data
+    if optim.warmup_epochs > train.epochs:
+        yield (
+            "optim.warmup_epochs",
+            f"{optim.warmup_epochs:g} epochs of warm-up are more than train.epochs={train.epochs}",
+        )
+    if optim.nesterov and not optim.momentum:
+        yield "optim.nesterov", "nesterov needs optim.momentum above 0"
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        yield "optim.betas", f"both of {list(optim.betas)} must be at least 0 and below 1"
+    if ddp.static_graph and ddp.find_unused_parameters:
+        yield (
+            "ddp.find_unused_parameters",
+            "a static graph finds unused parameters by itself; set one of static_graph and this",
+        )
+    if ddp.shards is not None and not ddp.exact:
+        yield "ddp.shards", "shards belong to exact mode; set ddp.exact=true or shards=null"
+    if ddp.shards is not None and train.global_batch % ddp.shards:
+        yield (
+            "ddp.shards",
+            f"{ddp.shards} equal shards cannot be cut from train.global_batch={train.global_batch}",
+        )
+    if data.image_size is not None and data.augment.pad >= data.image_size:
+        yield (
+            "data.augment.pad",
+            f"shifts of {data.augment.pad} pixels empty an image of {data.image_size} pixels",
+        )
