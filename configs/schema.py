@@ -96,7 +96,7 @@ class Train(Section):
     eval_batch: int | None = Field(
         default=None,
         ge=1,
-        description="samples of one evaluation batch; null: micro_batch or global_batch, at most 256",
+        description="samples evaluated at once; null: micro_batch or global_batch, at most 256",
     )
     eval_every: int = Field(default=1, ge=1, description="epochs from one evaluation to the next")
     precision: Literal["fp32", "bf16", "fp16"] = Field(

@@ -76,9 +76,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read as text; writes an object twice, never an alias."""
+    """Quotes text that `_Loader` or any other YAML reader takes for something else; no aliases."""
 
-    yaml_implicit_resolvers = _RESOLVERS
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML has it)
+        letter: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(letter, []),
+            *_RESOLVERS.get(letter, []),
+        ]
+        for letter in {*yaml.SafeDumper.yaml_implicit_resolvers, *_RESOLVERS}
+    }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
