@@ -1,1 +1,1 @@
-"""Which samples, when and for whom; how they are read, and what is done to them before the network."""
+"""Which samples, when and for whom; how they are read, and what the network gets of them."""

@@ -39,7 +39,7 @@ def _scramble(words: _Words, key: np.uint64, bound: np.uint64) -> _Words:
 
 
 class Permutation:
-    """A bijection of 0..size chosen by `key`, in O(1) memory, with its inverse; size up to 2**62."""
+    """A bijection of 0..size (up to 2**62) chosen by `key`, in O(1) memory, with its inverse."""
 
     def __init__(self, size: int, key: int) -> None:
         assert 1 <= size <= 2**62
@@ -110,7 +110,7 @@ class TrainOrder:
     """
 
     def __init__(self, size: int, global_batch: int, seed: int) -> None:
-        """`size` samples, `global_batch` of them a step; BadInput if there is not one such batch."""
+        """`size` samples, `global_batch` of them a step; BadInput if they do not fill one."""
         if size < global_batch:
             raise BadInput(
                 f"the dataset has {size} training samples, fewer than one global batch of "
@@ -121,12 +121,12 @@ class TrainOrder:
         self._epoch, self._permutation = -1, Permutation(1, 0)
 
     def samples(self, step: int, rank: int, world_size: int) -> tuple[int, Indices]:
-        """The epoch of `step` and rank's share of its samples, (global_batch / world_size,) int64."""
+        """The epoch of `step` and rank's share of its samples, (global_batch / world_size,)."""
         part = share(self.global_batch, rank, world_size)
         return step // self.steps_per_epoch, self.table(step, 1, part)[0]
 
     def table(self, step: int, steps: int, part: range) -> Indices:
-        """The samples at positions `part` of the global batch, for `steps` steps of one epoch at once.
+        """The samples at positions `part` of the global batches of `steps` steps of one epoch.
 
         Returns (steps, len(part)) int64. Many steps in one call cost a fraction of as many calls.
         """
@@ -142,7 +142,7 @@ class TrainOrder:
         return None if step >= self.steps_per_epoch else epoch * self.steps_per_epoch + step
 
     def rank_of(self, epoch: int, sample: int, world_size: int) -> int | None:
-        """The rank, of `world_size`, that trains on `sample` in `epoch`; None in the dropped tail."""
+        """The rank, of `world_size`, that trains on `sample` in `epoch`; None: the dropped tail."""
         if self.step_of(epoch, sample) is None:
             return None
         return self._position(epoch, sample) % self.global_batch * world_size // self.global_batch

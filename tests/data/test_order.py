@@ -1,4 +1,4 @@
-"""The order of samples: a bijection of any size, uniform, seekable, and shared without remainder."""
+"""The order of samples: a bijection of any size, uniform, seekable, shared without remainder."""
 
 import numpy as np
 import pytest

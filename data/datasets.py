@@ -1,0 +1,56 @@
+"""The table of datasets, and what every one of them offers to the loader."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from configs.schema import Data
+from data.digits import digits
+from data.fashion_mnist import fashion_mnist
+from utils.names import pick
+
+
+class Dataset(Protocol):
+    """Images with labels, by number.
+
+    A dataset also has `__getitem__(sample) -> (image uint8 (C, S, S), label int)`, or, where a
+    whole batch comes cheaper, `__getitems__(samples int64 (B,)) -> {"image", "label"}`.
+    """
+
+    @property
+    def classes(self) -> list[str]:
+        """Name of each label."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image, pixels."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel of the training images, on the 0..1 scale."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel of the training images, on the 0..1 scale."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+DATASETS: dict[str, Callable[[Data, str], Any]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+}
+
+
+def build_dataset(section: Data, split: str) -> Dataset:
+    """The "train" or "val" part of the dataset `section.name`; BadInput when it is not there."""
+    dataset: Dataset = pick(DATASETS, section.name, "dataset")(section, split)
+    return dataset

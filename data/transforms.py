@@ -1,0 +1,89 @@
+"""What is done to a batch before the network sees it: whole batches at a time, on their device.
+
+A sample's augmentation is drawn from (seed, epoch, sample) alone, so that it is the same in
+whatever batch, rank or restart the sample comes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+from torch.nn.functional import pad as padded_with_black
+
+from configs.schema import Augment
+from data.datasets import Dataset
+from data.fetch import Batch
+from data.order import Indices
+from utils.keyed import mix, uniforms
+
+Transform = Callable[[Batch, Indices, int], Batch]
+
+_SHIFT_AND_FLIP = 1  # purpose of a draw: each has numbers of its own, whatever else is switched on
+
+
+def train_transform(
+    dataset: Dataset, augment: Augment, seed: int, device: torch.device
+) -> Transform:
+    """(batch, samples, epoch) -> the batch augmented and normalised, `image` float32."""
+    normalise = _normaliser(dataset, device)
+
+    def transform(batch: Batch, samples: Indices, epoch: int) -> Batch:
+        image = batch["image"]
+        if augment.pad or augment.flip:
+            drawn = uniforms(mix(seed, epoch, samples, _SHIFT_AND_FLIP), 3)
+            image = shift_and_flip(image, augment.pad, augment.flip, drawn)
+        return {**batch, "image": normalise(image)}
+
+    return transform
+
+
+def eval_transform(dataset: Dataset, device: torch.device) -> Transform:
+    """(batch, samples, epoch) -> the batch normalised, `image` float32; epoch plays no part."""
+    normalise = _normaliser(dataset, device)
+    return lambda batch, samples, epoch: {**batch, "image": normalise(batch["image"])}
+
+
+def shift_and_flip(images: Tensor, pad: int, flip: bool, drawn: np.ndarray[Any, Any]) -> Tensor:
+    """Each image moved by up to `pad` pixels each way over black, half of them mirrored.
+
+    images (B, C, H, W), drawn (B, 3) in [0, 1) -> (B, C, H, W) of the same type.
+    """
+    batch, _, height, width = images.shape
+    down, right = (drawn[:, :2] * (2 * pad + 1)).astype(np.int64).T
+    row = np.arange(batch)
+    wide = padded_with_black(images, (pad, pad, pad, pad))
+    if flip:
+        wide = torch.cat([wide, wide.flip(-1)])
+        row += batch * (drawn[:, 2] < 0.5)
+    if images.device.type == "cpu":  # the same windows by numpy copy four times as fast
+        windows = sliding_window_view(wide.numpy(), (height, width), axis=(2, 3))
+        return torch.from_numpy(windows[row, :, down, right])
+    place = torch.from_numpy(np.stack([row, down, right])).pin_memory()
+    row_on, down_on, right_on = place.to(images.device, non_blocking=True)
+    return wide.unfold(2, height, 1).unfold(3, width, 1)[row_on, :, down_on, right_on]
+
+
+def preprocess(dataset: Dataset) -> dict[str, Any]:
+    """What it takes to feed an image to the trained network elsewhere, as plain values."""
+    return {
+        "image_size": dataset.image_size,
+        "channels": dataset.channels,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "scale": "0..1 before mean and std",
+        "resize": "bilinear with antialiasing to image_size x image_size",
+    }
+
+
+def _normaliser(dataset: Dataset, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """uint8 (B, C, H, W) -> float32 of mean 0 and deviation 1 over the training images."""
+    offset, scale = (
+        torch.tensor(values, dtype=torch.float64).mul(255).float().view(-1, 1, 1).to(device)
+        for values in (dataset.mean, dataset.std)
+    )
+    scale = scale.reciprocal()
+    # Two correctly rounded operations: no fused multiply-add, whose use depends on the batch.
+    return lambda images: images.float().sub_(offset).mul_(scale)
