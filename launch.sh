@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Sets up the environment where there is none, then trains:  ./launch.sh [train.py's arguments]
+#                                        or runs the tests:  ./launch.sh test [pytest's arguments]
+# NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and MAX_RESTARTS steer torchrun; LOCKSTEP_VENV
+# says where the environment is made. Ends with 0 (finished), 2 (bad input), 75 (stopped and saved) or 1.
+set -euo pipefail
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+
+fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+
+missing() { # the lines of the requirement files $2... that the Python $1 does not satisfy
+    "$1" -P - "${@:2}" <<'PY'
+import re, sys
+from importlib.metadata import PackageNotFoundError, version
+def release(text):
+    return [int(part) for part in re.findall(r"\d+", text)[:3]]
+for line in (line.strip() for path in sys.argv[1:] for line in open(path)):
+    name, _, least = line.partition(">=")
+    try:
+        if release(version(name)) < release(least):
+            print(line)
+    except PackageNotFoundError:
+        print(line)
+PY
+}
+
+make_environment() { # in the folder $1, unless it was made from the present requirements
+    local mark=$1/.lockstep key options=() pins=("$root/constraints.txt")
+    key=$({ python3 -VV && cat -- "$root"/*requirements*.txt "${pins[@]}"; } | sha256sum)
+    [[ ! -e $mark || $(<"$mark") != "$key" ]] || return 0
+    [[ -e $mark || ! -e $1 ]] || fail "$1 was not made by launch.sh: activate it, or remove it"
+    echo "setting up the environment in $1, once" >&2
+    rm -rf -- "$1" && mkdir -- "$1" && touch -- "$mark" # even half made, it is known as ours
+    # Images for clusters have a torch built for their hardware: keep it, and install around it.
+    if ! missing python3 "$root/requirements.txt" | grep '^torch>=' >/dev/null; then
+        options=(--system-site-packages) pins=("$1/pins.txt")
+        python3 -P -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >"${pins[@]}"
+    fi
+    python3 -m venv "${options[@]}" -- "$1"
+    "$1/bin/python" -m pip install -c "${pins[@]}" -r "$root"/requirements{,-dev}.txt >&2
+    printf '%s\n' "$key" >"$mark"
+}
+
+needs=("$root/requirements.txt")
+[[ ${1-} != test ]] || needs+=("$root/requirements-dev.txt")
+python=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}/bin/python
+if [[ $python != /bin/python ]]; then
+    lacks=$(missing "$python" "${needs[@]}") || fail "the active environment's $python does not work"
+    [[ -z $lacks ]] || fail "the active environment lacks ${lacks//$'\n'/, }
+install: $python -m pip install ${needs[*]/#/-r }
+or deactivate it: launch.sh then makes an environment of its own"
+else
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail 'Python 3.11 or newer is needed'
+    VIRTUAL_ENV=${LOCKSTEP_VENV:-$root/.venv}
+    mkdir -p -- "$(dirname -- "$VIRTUAL_ENV")"
+    (flock 9 && make_environment "$VIRTUAL_ENV") 9>"$VIRTUAL_ENV.lock"
+    VIRTUAL_ENV=$(cd -- "$VIRTUAL_ENV" && pwd -P)
+    export VIRTUAL_ENV PATH=$VIRTUAL_ENV/bin:$PATH
+    python=$VIRTUAL_ENV/bin/python
+fi
+
+if [[ ${1-} == test ]]; then
+    cd -- "$root" && exec "$python" -m pytest "${@:2}"
+fi
+
+# Bad arguments are found here, before any process pays for importing torch.
+check=(env "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m configs "$@")
+for argument; do [[ $argument != -h && $argument != --help ]] || exec "${check[@]}"; done
+"${check[@]}"
+
+for name in NPROC NNODES NODE_RANK MASTER_PORT MAX_RESTARTS; do
+    [[ ${!name:-1} =~ ^(0|[1-9][0-9]{0,4})$ ]] || fail "$name='${!name}' is no whole number"
+done
+[[ ${NPROC:-1} != 0 && ${NNODES:-1} != 0 ]] || fail 'NPROC and NNODES are at least 1'
+if [[ -z ${NPROC:-} ]]; then
+    NPROC=2
+    if compgen -G '/dev/nvidia[0-9]*' >/dev/null || [[ -e /dev/kfd || -e /dev/dxg ]]; then
+        gpus=$("$python" -P -c 'import torch; print(torch.cuda.device_count())')
+        [[ $gpus == 0 ]] || NPROC=$gpus
+    fi
+fi
+if [[ ${NNODES:-1} == 1 ]]; then # nothing of a job on one host goes over the network
+    NODE_RANK=0 MASTER_ADDR=127.0.0.1
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
+else
+    [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] || fail 'several nodes need NODE_RANK and MASTER_ADDR'
+    MASTER_PORT=${MASTER_PORT:-29500}
+fi
+if [[ $NODE_RANK == 0 ]]; then
+    MASTER_PORT=$("$python" -P - "${MASTER_PORT:-0}" <<'PY'
+import random, socket, sys
+# Below the range that outgoing connections use, so that it is still free when torchrun listens.
+given = int(sys.argv[1])
+for port in [given] if given else random.sample(range(20000, 32768), 100):
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        reason = f"error: cannot listen on port {port} (MASTER_PORT): {error}"
+    else:
+        print(port)
+        sys.exit()
+print(reason + "; without MASTER_PORT a free one is chosen", file=sys.stderr)
+sys.exit(2)
+PY
+    )
+fi
+threads=$(($(nproc) / NPROC))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+unset "${!PET_@}" # torchrun would take flags from them
+
+LOCKSTEP_EXIT=$(mktemp)
+export LOCKSTEP_EXIT
+trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
+set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the trap below
+"$python" -P -m torch.distributed.run --nnodes="${NNODES:-1}" --node-rank="$NODE_RANK" \
+    --nproc-per-node="$NPROC" --rdzv-backend=static --master-addr="$MASTER_ADDR" \
+    --master-port="$MASTER_PORT" --max-restarts="${MAX_RESTARTS:-0}" "$root/train.py" "$@" </dev/null &
+torchrun=$! waiting=yes
+trap 'waiting=yes; kill -TERM "$torchrun" 2>/dev/null || :' HUP INT QUIT TERM
+while [[ $waiting ]]; do
+    waiting='' code=0
+    wait "$torchrun" || code=$?
+done
+# torchrun knows 0 and 1 only; rank 0 left what it ended with, and why.
+{ read -r said; IFS= read -r reason; } <"$LOCKSTEP_EXIT" || true
+[[ ! ${said:-0} =~ ^[1-9][0-9]{0,2}$ ]] || code=$said
+[[ $code == 0 || -z ${reason:-} ]] || printf '%s\n' "$reason" >&2
+exit "$code"
