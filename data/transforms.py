@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad as padded_with_black
 
@@ -46,24 +47,33 @@ def eval_transform(dataset: Dataset, device: torch.device) -> Transform:
     return lambda batch, samples, epoch: {**batch, "image": normalise(batch["image"])}
 
 
-def shift_and_flip(images: Tensor, pad: int, flip: bool, drawn: np.ndarray[Any, Any]) -> Tensor:
+def shift_and_flip(images: Tensor, pad: int, flip: bool, drawn: NDArray[np.float64]) -> Tensor:
     """Each image moved by up to `pad` pixels each way over black, half of them mirrored.
 
     images (B, C, H, W), drawn (B, 3) in [0, 1) -> (B, C, H, W) of the same type.
     """
-    batch, _, height, width = images.shape
-    down, right = (drawn[:, :2] * (2 * pad + 1)).astype(np.int64).T
-    row = np.arange(batch)
-    wide = padded_with_black(images, (pad, pad, pad, pad))
+    count, _, height, width = images.shape
     if flip:
-        wide = torch.cat([wide, wide.flip(-1)])
-        row += batch * (drawn[:, 2] < 0.5)
-    if images.device.type == "cpu":  # the same windows by numpy copy four times as fast
+        row = np.arange(count) + count * (drawn[:, 2] < 0.5)
+        images = torch.cat([images, images.flip(-1)]).index_select(0, _onto(images, row))
+    if not pad:
+        return images
+    down, right = (drawn[:, :2] * (2 * pad + 1)).astype(np.int64).T
+    wide = padded_with_black(images, (pad, pad, pad, pad))
+    row = np.arange(count)
+    if images.device.type == "cpu":  # numpy copies the same windows four times as fast
         windows = sliding_window_view(wide.numpy(), (height, width), axis=(2, 3))
         return torch.from_numpy(windows[row, :, down, right])
-    place = torch.from_numpy(np.stack([row, down, right])).pin_memory()
-    row_on, down_on, right_on = place.to(images.device, non_blocking=True)
-    return wide.unfold(2, height, 1).unfold(3, width, 1)[row_on, :, down_on, right_on]
+    place = _onto(images, np.stack([row, down, right]))
+    return wide.unfold(2, height, 1).unfold(3, width, 1)[place[0], :, place[1], place[2]]
+
+
+def _onto(images: Tensor, values: NDArray[Any]) -> Tensor:
+    """`values` as a tensor on the device of `images`, without waiting for the device."""
+    tensor = torch.from_numpy(values)
+    if images.device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(images.device, non_blocking=True)
 
 
 def preprocess(dataset: Dataset) -> dict[str, Any]:
