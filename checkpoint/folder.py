@@ -1,0 +1,206 @@
+"""The folder of a run: who may write in it, what it has reached, and its rows of metrics."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from checkpoint.publish import step_files, step_inside
+from utils.durable import sync_folder, write_atomic
+from utils.errors import BadInput
+
+LOG = logging.getLogger(__name__)
+
+Resume = Literal["none", "auto", "file"]
+
+# A killed run's writer dies within milliseconds of it; a disk in trouble may hold it longer.
+_DYING_S = 30.0
+
+
+class Lock:
+    """The right to write in a folder, held until `release`, or until the process and the writers
+    that inherited `descriptor` are gone; BadInput names the holder."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / ".lock"
+        self.descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+        )
+        end = time.monotonic() + _DYING_S
+        while not self._try():
+            holder = _holder(self.descriptor)
+            if _alive(holder) or time.monotonic() > end:
+                os.close(self.descriptor)
+                raise BadInput(
+                    f"{folder} is in use by {holder[0] or 'another run'}; wait for it, or give "
+                    "this run another run.name"
+                )
+            time.sleep(0.05)
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+def _holder(descriptor: int) -> tuple[str, int | None]:
+    """Who wrote the lock file: in words, and the process id when it is on this host."""
+    words = os.pread(descriptor, 300, 0).decode(errors="replace").split()
+    if len(words) != 2 or not words[0].isdigit():
+        return "", None
+    local = words[1] == socket.gethostname()
+    return f"process {words[0]} on {words[1]}", int(words[0]) if local else None
+
+
+def _alive(holder: tuple[str, int | None]) -> bool:
+    """Whether waiting is pointless: the owner lives, or may live on another host."""
+    words, pid = holder
+    if pid is None:
+        return bool(words)
+    try:
+        # A zombie still has a process id, and will not write again.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+class Metrics:
+    """`metrics.jsonl`: one row, a JSON object, a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it is on the disk before the next checkpoint is."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A claimed run folder; `finished` when an earlier run in it ended with exit code 0."""
+
+    path: Path
+    finished: bool
+    lock: Lock
+
+    @property
+    def logs(self) -> Path:
+        """The folder of `rank-K.log`."""
+        return self.path / "logs"
+
+    def begin(self, config_yaml: str) -> None:
+        """Write `config.yaml`, make `logs/`, and drop the `exit` file of an earlier run."""
+        self.logs.mkdir(exist_ok=True)
+        (self.path / "exit").unlink(missing_ok=True)
+        write_atomic(self.path / "config.yaml", config_yaml.encode())
+
+    def rewind(self, step: int) -> list[str]:
+        """Undo what lies after `step`: cut the rows, set newer checkpoints aside as `*.abandoned`.
+
+        A file that shows its step only inside (`last.pt`, `best.pt`) is set aside when it cannot be
+        read. Returns the names set aside.
+        """
+        _cut_rows(self.path / "metrics.jsonl", step)
+        newer = [path for number, path in step_files(self.path) if number > step]
+        for name in ("last.pt", "best.pt"):
+            path = self.path / name
+            if path.exists() and not 0 <= step_inside(path) <= step:
+                newer.append(path)
+        for path in newer:
+            path.rename(_free(path))
+        if newer:
+            sync_folder(self.path)
+        return [path.name for path in newer]
+
+    def metrics(self) -> Metrics:
+        """The rows, open for appending."""
+        return Metrics(self.path / "metrics.jsonl")
+
+    def finish(self, code: int, reason: str) -> None:
+        """Leave `code` and `reason` (one line) in `exit`, where the launcher looks."""
+        line = " ".join(reason.split())
+        write_atomic(self.path / "exit", f"{code} {line}\n".encode())
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
+    """The folder of run `name` under `parent`, made when absent, and locked against other runs.
+
+    Without resuming ("none"), an unfinished run is a BadInput that names `--resume auto`, and a
+    finished one leads to the next free name. "auto" and "file" take the folder as it is.
+    """
+    path = parent / name
+    if resume == "none":
+        number = 2
+        while _exit_code(path) == 0:
+            path = parent / f"{name}-{number}"
+            number += 1
+        if path.name != name:
+            LOG.info("%s is finished: this run is %s", parent / name, path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path)
+    except OSError as error:
+        raise BadInput(f"run folder {path}: {error.strerror} (run.dir, run.name)") from error
+    if resume == "none" and _started(path):
+        lock.release()
+        raise BadInput(f"{path} holds an unfinished run: go on with `--resume auto`, or give this "
+                       "run another run.name")  # fmt: skip
+    return RunFolder(path, _exit_code(path) == 0, lock)
+
+
+def _started(path: Path) -> bool:
+    return any((path / name).exists() for name in ("config.yaml", "exit", "metrics.jsonl")) or bool(
+        step_files(path)
+    )
+
+
+def _exit_code(path: Path) -> int | None:
+    """The code in `exit`; None without one, or when it cannot be read."""
+    try:
+        return int((path / "exit").read_text().split()[0])
+    except (FileNotFoundError, NotADirectoryError, ValueError, IndexError):
+        return None
+
+
+def _cut_rows(path: Path, step: int) -> None:
+    """Keep the rows up to `step`; a last line that a kill cut off goes too."""
+    if not path.exists():
+        return
+    kept = b""
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        kept += line
+    write_atomic(path, kept)
+
+
+def _free(path: Path) -> Path:
+    """`path` with `.abandoned`, numbered when that is taken."""
+    aside = path.with_name(f"{path.name}.abandoned")
+    number = 2
+    while aside.exists():
+        aside = path.with_name(f"{path.name}.abandoned-{number}")
+        number += 1
+    return aside

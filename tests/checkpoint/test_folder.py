@@ -1,0 +1,131 @@
+"""Which folder a run takes, who may write in it, and what going on from a step undoes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from checkpoint import folder, store
+from tests.checkpoint.content import content
+from utils.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(parent: Path, name: str = "x") -> folder.RunFolder:
+    run = folder.claim(parent, name, "none")
+    run.begin("seed: 0\n")
+    return run
+
+
+def test_an_absent_folder_starts_and_is_described(tmp_path: Path) -> None:
+    run = start(tmp_path / "deep" / "runs")
+    assert run.path == tmp_path / "deep" / "runs" / "x" and not run.finished
+    assert (run.path / "config.yaml").read_text() == "seed: 0\n" and run.logs.is_dir()
+
+
+@pytest.mark.parametrize("resume", ["auto", "file"])
+def test_resuming_takes_an_absent_or_an_unfinished_folder(
+    tmp_path: Path, resume: folder.Resume
+) -> None:
+    folder.claim(tmp_path, "x", resume).release()
+    start(tmp_path).release()
+    run = folder.claim(tmp_path, "x", resume)
+    assert run.path == tmp_path / "x" and not run.finished
+
+
+def test_an_unfinished_folder_is_not_started_again(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.finish(75, "stopped by a signal\nand saved")
+    assert (run.path / "exit").read_text() == "75 stopped by a signal and saved\n"
+    run.release()
+    with pytest.raises(BadInput, match="--resume auto"):
+        folder.claim(tmp_path, "x", "none")
+    folder.claim(tmp_path, "x", "auto").begin("seed: 1\n")
+    assert not (tmp_path / "x" / "exit").exists()
+
+
+def test_a_finished_folder_gives_the_next_free_name(tmp_path: Path) -> None:
+    for expected in ("x", "x-2", "x-3"):
+        run = start(tmp_path)
+        assert run.path.name == expected
+        run.finish(0, "finished")
+        run.release()
+    again = folder.claim(tmp_path, "x", "auto")
+    assert again.finished and again.path.name == "x"
+
+
+def test_a_second_run_is_refused_at_once_and_told_by_whom(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\nfrom checkpoint import folder\n"
+        "from utils.errors import BadInput\n"
+        "try: folder.claim(Path(sys.argv[2]), 'x', 'auto')\n"
+        "except BadInput as error: print(error)\n"
+    )
+    begin = time.monotonic()
+    command = [sys.executable, "-c", program, str(ROOT), str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"in use by process {os.getpid()} on" in said
+    assert time.monotonic() - begin < 20
+    run.release()
+    folder.claim(tmp_path, "x", "auto")
+
+
+def test_a_new_run_waits_for_the_writer_of_a_killed_one(tmp_path: Path) -> None:
+    ready, go = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        start(tmp_path)
+        if os.fork() == 0:  # a writer that outlives its owner for a moment
+            os.write(go, b".")
+            time.sleep(0.4)
+            os._exit(0)
+        signal.pause()
+    os.read(ready, 1)
+    os.kill(owner, signal.SIGKILL)
+    os.waitpid(owner, 0)
+    begin = time.monotonic()
+    folder.claim(tmp_path, "x", "auto")
+    assert 0.1 < time.monotonic() - begin < 5
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"Not a directory|File exists"):
+        folder.claim(tmp_path / "file", "x", "none")
+    with pytest.raises(BadInput, match=r"Not a directory|File exists"):
+        folder.claim(tmp_path, "file", "auto")
+
+
+def test_going_on_cuts_the_rows_and_sets_newer_checkpoints_aside(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    keeper = store.Store(run.path, keep=5)
+    rows = run.metrics()
+    for step in (1, 2, 3):
+        rows.append({"step": step, "train": {"loss": 1.0 / step}})
+        keeper.save(content(step), step, best=step != 2)
+    rows.close()
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tr')
+    assert sorted(run.rewind(2)) == ["best.pt", "last.pt", "step-00000003.pt"]
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    found = store.newest_good(run.path)
+    assert found is not None and found.path.name == "step-00000002.pt"
+    assert run.rewind(2) == []
+    keeper.save(content(3, seed=4), 3)
+    run.rewind(2)
+    assert (run.path / "step-00000003.pt.abandoned-2").exists()
+
+
+def test_going_on_from_the_newest_leaves_everything(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    store.Store(run.path, keep=5).save(content(3), 3, best=True)
+    assert run.rewind(3) == [] and (run.path / "best.pt").exists()
