@@ -22,11 +22,11 @@ from checkpoint import digest
 from checkpoint.scan import BYTES_PER_OBJECT, Storage, Stored, plain, refuse, scan
 from utils.errors import BadInput
 
-# The parts of a checkpoint, beside `ema` and `ema_residual` when there is an averaged model.
 PARTS = [
     *("model", "residual", "optimizer", "scaler", "cursor"),
     *("labels", "preprocess", "config", "metrics", "environment"),
 ]
+_OPTIONAL = ["ema", "ema_residual", "digest"]
 
 # The list of contents of a file with thousands of tensors takes a few hundred KB.
 _LARGEST_PICKLE = 16 << 20
@@ -77,6 +77,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     missing = [part for part in PARTS if part not in content]
     if missing:
         raise BadInput(f"{path}: not a checkpoint to go on from: it has no {', '.join(missing)}")
+    # One flipped bit in the word "digest" would make the file an unverified one.
+    unknown = [str(part) for part in content if part not in PARTS + _OPTIONAL]
+    if unknown:
+        raise BadInput(
+            f"{path}: damaged, or of a later version: its part {unknown[0]!r} is unknown"
+        )
     return content
 
 

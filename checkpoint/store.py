@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint import digest
+from checkpoint.folder import Lock
 from checkpoint.open import read_checkpoint
 from checkpoint.publish import (
     SaveFailed,
@@ -82,9 +83,11 @@ def _candidates(folder: Path) -> list[Path]:
 class Store:
     """Writes the checkpoints of a run folder whose lock the caller holds; rank 0 only."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, lock: Lock | None = None) -> None:
+        self._lock = lock
         self._folder = folder
         self._keep = keep
+        self._done: Saved | None = None
         self._warned: set[str] = set()
         for name in clear_temporaries(folder):
             LOG.warning("removed %s, which a killed save left in %s", name, folder)
@@ -102,11 +105,16 @@ class Store:
         filed["digest"] = digest.digest(filed)
         published = publish(self._folder, filed, best=best, keep=self._keep)
         seconds = time.perf_counter() - start
-        return Saved(published.path, seconds, seconds, published.size_bytes)
+        self._done = Saved(published.path, seconds, seconds, published.size_bytes)
+        return self._done
+
+    def done(self) -> Saved | None:
+        """The newest save that is on the disk, without waiting."""
+        return self._done
 
     def wait(self) -> Saved | None:
         """The last save once it is on the disk, None when there was none; SaveFailed as `save`."""
-        return None
+        return self._done
 
     def close(self) -> None:
         """Wait for the last save and let the folder go."""
