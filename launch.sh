@@ -2,7 +2,8 @@
 # Sets up the environment where there is none, then trains:  ./launch.sh [train.py's arguments]
 #                                        or runs the tests:  ./launch.sh test [pytest's arguments]
 # NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and MAX_RESTARTS steer torchrun; LOCKSTEP_VENV
-# says where the environment is made. Ends with 0 (finished), 2 (bad input), 75 (stopped and saved) or 1.
+# says where the environment is made. Ends with 0 (finished), 2 (bad input), 75 (stopped and saved)
+# or 1 (anything else).
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 
@@ -30,14 +31,18 @@ make_environment() { # in the folder $1, unless it was made from the present req
     [[ ! -e $mark || $(<"$mark") != "$key" ]] || return 0
     [[ -e $mark || ! -e $1 ]] || fail "$1 was not made by launch.sh: activate it, or remove it"
     echo "setting up the environment in $1, once" >&2
-    rm -rf -- "$1" && mkdir -- "$1" && touch -- "$mark" # even half made, it is known as ours
+    rm -rf -- "$1"
+    mkdir -- "$1"
+    touch -- "$mark" # even half made, it is known as ours
     # Images for clusters have a torch built for their hardware: keep it, and install around it.
     if ! missing python3 "$root/requirements.txt" | grep '^torch>=' >/dev/null; then
         options=(--system-site-packages) pins=("$1/pins.txt")
-        python3 -P -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >"${pins[@]}"
+        python3 -P -c 'from importlib import metadata as m; print("torch==" + m.version("torch"))' \
+            >"${pins[@]}"
     fi
     python3 -m venv "${options[@]}" -- "$1"
-    "$1/bin/python" -m pip install -c "${pins[@]}" -r "$root"/requirements{,-dev}.txt >&2
+    "$1/bin/python" -m pip install -c "${pins[@]}" -r "$root/requirements.txt" \
+        -r "$root/requirements-dev.txt" >&2
     printf '%s\n' "$key" >"$mark"
 }
 
@@ -45,12 +50,12 @@ needs=("$root/requirements.txt")
 [[ ${1-} != test ]] || needs+=("$root/requirements-dev.txt")
 python=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}/bin/python
 if [[ $python != /bin/python ]]; then
-    lacks=$(missing "$python" "${needs[@]}") || fail "the active environment's $python does not work"
+    lacks=$(missing "$python" "${needs[@]}") || fail "$python, of the active environment, fails"
     [[ -z $lacks ]] || fail "the active environment lacks ${lacks//$'\n'/, }
 install: $python -m pip install ${needs[*]/#/-r }
 or deactivate it: launch.sh then makes an environment of its own"
 else
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail 'Python 3.11 or newer is needed'
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail 'no python3 >= 3.11'
     VIRTUAL_ENV=${LOCKSTEP_VENV:-$root/.venv}
     mkdir -p -- "$(dirname -- "$VIRTUAL_ENV")"
     (flock 9 && make_environment "$VIRTUAL_ENV") 9>"$VIRTUAL_ENV.lock"
@@ -83,7 +88,8 @@ if [[ ${NNODES:-1} == 1 ]]; then # nothing of a job on one host goes over the ne
     NODE_RANK=0 MASTER_ADDR=127.0.0.1
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
 else
-    [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] || fail 'several nodes need NODE_RANK and MASTER_ADDR'
+    [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] || fail 'NNODES needs NODE_RANK and MASTER_ADDR'
+    ((NODE_RANK < NNODES)) || fail "NODE_RANK=$NODE_RANK is not below NNODES=$NNODES"
     MASTER_PORT=${MASTER_PORT:-29500}
 fi
 if [[ $NODE_RANK == 0 ]]; then
@@ -94,15 +100,14 @@ given = int(sys.argv[1])
 for port in [given] if given else random.sample(range(20000, 32768), 100):
     try:
         socket.create_server(("", port)).close()
-    except (OSError, OverflowError) as error:
-        reason = f"error: cannot listen on port {port} (MASTER_PORT): {error}"
-    else:
-        print(port)
-        sys.exit()
-print(reason + "; without MASTER_PORT a free one is chosen", file=sys.stderr)
-sys.exit(2)
+        break
+    except (OSError, OverflowError):
+        continue
+else:
+    sys.exit(f"error: MASTER_PORT={port} is taken or not allowed; unset it to get a free one")
+print(port)
 PY
-    )
+    ) || exit 2
 fi
 threads=$(($(nproc) / NPROC))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
@@ -114,9 +119,11 @@ trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
 set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the trap below
 "$python" -P -m torch.distributed.run --nnodes="${NNODES:-1}" --node-rank="$NODE_RANK" \
     --nproc-per-node="$NPROC" --rdzv-backend=static --master-addr="$MASTER_ADDR" \
-    --master-port="$MASTER_PORT" --max-restarts="${MAX_RESTARTS:-0}" "$root/train.py" "$@" </dev/null &
+    --master-port="$MASTER_PORT" --max-restarts="${MAX_RESTARTS:-0}" \
+    "$root/train.py" "$@" </dev/null &
 torchrun=$! waiting=yes
-trap 'waiting=yes; kill -TERM "$torchrun" 2>/dev/null || :' HUP INT QUIT TERM
+# The first signal starts the save; a second one would make torchrun leave it behind.
+trap 'trap "" HUP INT QUIT TERM USR1; waiting=yes; kill -TERM "$torchrun" || :' HUP INT QUIT TERM USR1
 while [[ $waiting ]]; do
     waiting='' code=0
     wait "$torchrun" || code=$?
