@@ -52,7 +52,7 @@ python=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}/bin/python
 if [[ $python != /bin/python ]]; then
     lacks=$(missing "$python" "${needs[@]}") || fail "$python, of the active environment, fails"
     [[ -z $lacks ]] || fail "the active environment lacks ${lacks//$'\n'/, }
-install: $python -m pip install ${needs[*]/#/-r }
+install: $(printf '%q ' "$python" -m pip install "${needs[@]/#/--requirement=}")
 or deactivate it: launch.sh then makes an environment of its own"
 else
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail 'no python3 >= 3.11'
@@ -122,8 +122,8 @@ set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the
     --master-port="$MASTER_PORT" --max-restarts="${MAX_RESTARTS:-0}" \
     "$root/train.py" "$@" </dev/null &
 torchrun=$! waiting=yes
-# The first signal starts the save; a second one would make torchrun leave it behind.
-trap 'trap "" HUP INT QUIT TERM USR1; waiting=yes; kill -TERM "$torchrun" || :' HUP INT QUIT TERM USR1
+signals=(HUP INT QUIT TERM USR1) # the first starts the save; torchrun would leave at a second
+trap 'trap "" "${signals[@]}"; waiting=yes; kill -TERM "$torchrun" || :' "${signals[@]}"
 while [[ $waiting ]]; do
     waiting='' code=0
     wait "$torchrun" || code=$?

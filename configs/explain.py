@@ -119,7 +119,11 @@ def _phrase(kind: Mapping[str, Any]) -> str:
         return f"a list of {count} numbers" if count else "a list of texts"
     if kind["type"] == "string":
         return "a path" if kind.get("format") == "path" else "text"
-    bounds = [f"{word} {kind[key]}" for key, word in _RANGES.items() if key in kind]
+    bounds = [
+        f"{word} {str(kind[key]).removesuffix('.0')}"
+        for key, word in _RANGES.items()
+        if key in kind
+    ]
     return f"{_KINDS.get(kind['type'], kind['type'])} {' and '.join(bounds)}".rstrip()
 
 
