@@ -50,6 +50,11 @@ DATASETS: dict[str, Callable[[Data, str], Any]] = {
 }
 
 
+def require_dataset(name: str) -> None:
+    """BadInput unless there is a dataset called `name`; reads none of it."""
+    pick(DATASETS, name, "dataset (data.name)")
+
+
 def build_dataset(section: Data, split: str) -> Dataset:
     """The "train" or "val" part of the dataset `section.name`; BadInput when it is not there."""
     dataset: Dataset = pick(DATASETS, section.name, "dataset")(section, split)

@@ -52,7 +52,7 @@ def gather_rows(row: Tensor) -> Tensor:
 
 
 def same_on_all_ranks(values: Tensor) -> bool:
-    """Whether the int64 `values` (K,) are equal on every rank; costs O(K), whatever the world size."""
+    """Whether the int64 `values` (K,) are equal on all ranks; O(K), whatever the world size."""
     if not _joined("a comparison of ranks"):
         return True
     values = values.to(group_device())

@@ -1,4 +1,4 @@
-"""Optimizer state from rank 0 to every rank: DDP broadcasts parameters, never what belongs to them."""
+"""Optimizer state from rank 0 to every rank: DDP broadcasts parameters, never their state."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ def receive_optimizer_state(optimizer: Optimizer, loaded: State | None) -> None:
     """Load rank 0's `loaded` state (None on the other ranks) into the optimizer of every rank.
 
     Only the state travels: hyperparameters are the configuration's. Quantities of a parameter's
-    shape get its memory layout too, so that a resumed step runs the very kernels of the unbroken one.
+    shape get its memory layout too, so that a resumed step runs the kernels of the unbroken one.
     """
     layout = _layout(loaded or {})
     plan: dict[str, Any] = json.loads(broadcast_bytes(json.dumps(layout).encode()))

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from utils.errors import BadInput
 
@@ -20,13 +21,21 @@ class Place:
     device: torch.device
 
 
-def join(timeout_s: float) -> Place:
+def promised_world_size() -> int:
+    """The number of processes that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+JOIN_TIMEOUT_S = 300.0
+
+
+def join(timeout_s: float = JOIN_TIMEOUT_S) -> Place:
     """Join the process group that the launcher describes, or a group of one without a launcher.
 
     The device is set before the group starts, and NCCL is bound to it, so that nothing of this
     process lands on another process's GPU. `timeout_s` bounds the meeting and every collective.
     """
-    rank, world_size = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
+    rank, world_size = int(os.environ.get("RANK", "0")), promised_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
     on_gpu = device.type == "cuda"
@@ -36,13 +45,10 @@ def join(timeout_s: float) -> Place:
         timeout=timedelta(seconds=timeout_s),
         rank=rank if alone else -1,
         world_size=world_size if alone else -1,
-        store=dist.HashStore() if alone else None,  # no port is opened for one process
+        store=HashStore() if alone else None,  # no port is opened for one process
         device_id=device if on_gpu else None,
     )
     return Place(rank, local_rank, world_size, device)
-
-
-_LAUNCHER = (("RANK", "0"), ("WORLD_SIZE", "1"))
 
 
 def _device(local_rank: int) -> torch.device:

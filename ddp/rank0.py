@@ -42,12 +42,12 @@ def rank0_only(function: Callable[P, R]) -> Callable[P, R | None]:
 
 
 def on_rank0(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-    """The result of `function` on rank 0 and None elsewhere; its failure is raised on every rank."""
+    """The result of `function` on rank 0, None elsewhere; its failure is raised on every rank."""
     result: R | None = None
     failure: Exception | None = None
     try:
         result = rank0_only(function)(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001  not swallowed: raised below, once all ranks know
+    except Exception as error:
         failure = error
     verdict = b"" if failure is None else _encode(failure)
     verdict = broadcast_bytes(verdict)

@@ -13,6 +13,16 @@ from ddp.collectives import group_device, world_size
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+class Stopped(RuntimeError):
+    """The run was stopped by a signal, and saved; `--resume auto` goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class SaveStopped(RuntimeError):
+    """The run ended because rank 0 could not save (save.on_error: stop)."""
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What some rank asked for: a signal's number (0: none), a save now, an end after a failure."""
@@ -21,8 +31,16 @@ class Wishes:
     save: int = 0
     failed: int = 0
 
+    def obey(self, step: int) -> None:
+        """Raise Stopped for a signal, RuntimeError for a failure, after `step`; on all ranks."""
+        if self.failed:
+            raise SaveStopped(f"stopped after step {step}: a checkpoint could not be saved")
+        if self.signal:
+            name = signal.Signals(self.signal).name
+            raise Stopped(f"stopped by {name} after step {step}; --resume auto goes on from there")
 
-class Agreement:
+
+class Votes:
     """Asks all ranks, without blocking a step, whether anyone wants to stop or to save.
 
     A small all-reduce is started at one boundary and read at the next (`every` steps later), when

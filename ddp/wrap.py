@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,14 +27,21 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
+class WrapOptions(Protocol):
+    """DDP's own options, as `ddp` of a configuration holds them."""
+
+    @property
+    def find_unused_parameters(self) -> bool: ...
+    @property
+    def static_graph(self) -> bool: ...
+    @property
+    def gradient_as_bucket_view(self) -> bool: ...
+    @property
+    def bucket_cap_mb(self) -> float | None: ...
+
+
 def wrap(
-    model: nn.Module,
-    *,
-    find_unused_parameters: bool = False,
-    static_graph: bool = False,
-    gradient_as_bucket_view: bool = True,
-    bucket_cap_mb: float | None = None,
-    channels_last: bool = False,
+    model: nn.Module, options: WrapOptions, *, channels_last: bool = False
 ) -> DistributedDataParallel:
     """`model` under DDP, with rank 0's parameters and buffers on every rank, and proof of it.
 
@@ -43,14 +51,14 @@ def wrap(
     check_same_architecture(model)
     broadcast_from_rank0(tensor for _, tensor in tensors_of(model))
     if channels_last:  # after the broadcast: the layout of the wire is the plain one
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return DistributedDataParallel(
         model,
         init_sync=False,
-        find_unused_parameters=find_unused_parameters,
-        static_graph=static_graph,
-        gradient_as_bucket_view=gradient_as_bucket_view,
-        bucket_cap_mb=bucket_cap_mb,
+        find_unused_parameters=options.find_unused_parameters,
+        static_graph=options.static_graph,
+        gradient_as_bucket_view=options.gradient_as_bucket_view,
+        bucket_cap_mb=options.bucket_cap_mb,
     )
 
 
@@ -67,7 +75,7 @@ def check_same_architecture(model: nn.Module) -> None:
 
 
 def agreement(model: nn.Module) -> str:
-    """The line that says that all ranks hold the same bits; raises Disagreement when they do not."""
+    """The line that says that all ranks hold the same bits; Disagreement when they do not."""
     named = list(tensors_of(model))
     digests = [hashlib.sha256(_bytes_of(tensor)).digest() for _, tensor in named]
     overall = hashlib.sha256(b"".join(digests))
@@ -98,9 +106,9 @@ def _has_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.isnan().any())
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().tobytes()
 
 
 def _as_numbers(digest: bytes) -> Tensor:

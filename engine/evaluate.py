@@ -54,13 +54,14 @@ def _add_over_ranks(sums: Sums) -> Sums:
     described = {name: list(value.shape) for name, value in sums.items()}
     layout: dict[str, list[int]] = json.loads(broadcast_bytes(json.dumps(described).encode()))
     flat = [
-        sums[name].reshape(-1) if name in sums else torch.zeros(shape, dtype=torch.int64).reshape(-1)
+        sums[name].reshape(-1)
+        if name in sums
+        else torch.zeros(shape, dtype=torch.int64).reshape(-1)
         for name, shape in layout.items()
     ]
     device = group_device()
     total = sum_over_ranks(torch.cat([part.to(device, torch.int64) for part in flat])).cpu()
-    parts = total.split([part.numel() for part in flat])
+    parts = torch.split(total, [part.numel() for part in flat])
     return {
-        name: part.reshape(shape)
-        for (name, shape), part in zip(layout.items(), parts, strict=True)
+        name: part.reshape(shape) for (name, shape), part in zip(layout.items(), parts, strict=True)
     }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from configs.schema import Optim
+from utils.errors import BadInput
 from utils.names import pick
 
 Groups = list[dict[str, Any]]
@@ -28,6 +29,12 @@ def _adamw(groups: Groups, optim: Optim) -> Optimizer:
 OPTIMIZERS: dict[str, Callable[[Groups, Optim], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
 
 
+def require_names(optim: Optim) -> None:
+    """BadInput unless there are an optimizer and a schedule of the configured names."""
+    pick(OPTIMIZERS, optim.name, "optimizer (optim.name)")
+    pick(SCHEDULES, optim.schedule, "schedule (optim.schedule)")
+
+
 def build_optimizer(model: nn.Module, optim: Optim) -> Optimizer:
     """The optimizer of the parameters that train; none of the vectors (biases, norms) decays.
 
@@ -41,7 +48,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> Optimizer:
         for pairs, decay in ((decayed, optim.weight_decay), (kept, 0.0))
         if pairs
     ]
-    return pick(OPTIMIZERS, optim.name, "optimizer")(groups, optim)
+    return OPTIMIZERS[optim.name](groups, optim)
 
 
 def _constant(progress: float) -> float:
@@ -64,7 +71,7 @@ def learning_rate(step: int, optim: Optim, steps_per_epoch: int, total_steps: in
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
-    return optim.lr * pick(SCHEDULES, optim.schedule, "schedule")(progress)
+    return optim.lr * SCHEDULES[optim.schedule](progress)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -75,4 +82,35 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 def gradients(optimizer: Optimizer) -> list[Tensor]:
     """The gradients that the next step will use."""
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return [
+        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
+
+
+def require_fit(optimizer: Optimizer, saved: Mapping[str, Any], file: object) -> None:
+    """BadInput unless a saved state is of the same parameters and quantities as `optimizer` has."""
+    ours = [group["param_names"] for group in optimizer.state_dict()["param_groups"]]
+    theirs = [group.get("param_names") for group in saved["param_groups"]]
+    if ours != theirs:
+        listed = {name for group in theirs if group for name in group}
+        other = [name for group in ours for name in group if name not in listed]
+        what = f"it has no state of {', '.join(other[:4])}" if other else "its groups are others"
+        raise BadInput(f"{file}: its optimizer trained other parameters: {what}")
+    needed, found = _quantities(optimizer), {key for s in saved["state"].values() for key in s}
+    if found and needed != found:
+        raise BadInput(
+            f"{file}: another optimizer's state, with {sorted(found)} where this one keeps "
+            f"{sorted(needed)}; optim.name must stay the checkpoint's"
+        )
+
+
+def _quantities(optimizer: Optimizer) -> set[str]:
+    """The names of what the optimizer keeps for a parameter, learnt from a step of a twin."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    own = ("params", "param_names")
+    settings = {k: v for k, v in optimizer.param_groups[0].items() if k not in own}
+    make: Callable[[Groups], Optimizer] = type(optimizer)
+    twin = make([{"params": [parameter], **settings}])
+    twin.step()
+    return {name for name, value in twin.state[parameter].items() if value is not None}

@@ -1,13 +1,15 @@
 """What the person sees while it trains: one bar on a terminal, plain lines elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-log = logging.getLogger("lockstep")
+log = logging.getLogger(__name__)
 
 
 class _AboveTheBar(logging.Handler):
@@ -18,23 +20,24 @@ class _AboveTheBar(logging.Handler):
         sys.stdout.flush()
 
 
-def open_logs(log_file: Path, rank: int, *, on_console: bool) -> None:
-    """Write this rank's records to `log_file`, and to the console if it is the one that speaks.
+def open_console(*, speaks: bool) -> None:
+    """Show records on standard output: all of the rank that speaks, errors of the others."""
+    console = _AboveTheBar()
+    who = "" if speaks else f"[rank {os.environ.get('RANK', '?')}] "
+    console.setFormatter(logging.Formatter(f"{who}%(message)s"))
+    console.setLevel(logging.INFO if speaks else logging.ERROR)
+    root = logging.getLogger()
+    root.handlers = [console]
+    root.setLevel(logging.INFO)
+    logging.getLogger("torch").setLevel(logging.WARNING)
 
-    Warnings and errors of the other ranks reach the console too, with their rank.
-    """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(log_file)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_console = _AboveTheBar()
-    if on_console:
-        to_console.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        to_console.setLevel(logging.ERROR)
-        to_console.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
-    log.handlers = [to_file, to_console]
-    log.setLevel(logging.INFO)
-    log.propagate = False
+
+def open_log_file(folder: Path, rank: int) -> None:
+    """Write this rank's records to `rank-K.log` in `folder` as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / f"rank-{rank}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(file)
 
 
 class Progress:
@@ -57,16 +60,22 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def tell(self, step: int, train: dict[str, float], images_per_second: float) -> None:
-        """Show the last row's numbers; without a terminal, at most one line in `every_s` seconds."""
+    def tell(self, row: dict[str, Any]) -> None:
+        """Show a metrics row: always when it holds an evaluation, else in the bar, or without a
+        terminal as a line in `every_s` seconds at most."""
         if not self._shown:
             return
+        step, train = row["step"], row["train"]
         numbers = (
-            f"loss {train['loss']:.4f}, lr {train['lr']:.4g}, {images_per_second:,.0f} images/s"
+            f"loss {train['loss']:.4f}, lr {train['lr']:.4g}, "
+            f"{row['clock']['images_per_s']:,.0f} images/s"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(numbers)
-        elif time.monotonic() - self._spoke_at >= self._every_s:
+        if "eval" in row:
+            log.info("epoch %d, step %d/%d: %s", row["epoch"], step, self._total, numbers)
+            log.info("  held out: %s", told(row["eval"]))
+        elif self._bar is None and time.monotonic() - self._spoke_at >= self._every_s:
             self._spoke_at = time.monotonic()
             log.info("step %d/%d: %s, %s left", step, self._total, numbers, self._time_left(step))
 
@@ -78,6 +87,11 @@ class Progress:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+def told(scores: dict[str, float]) -> str:
+    """`accuracy 0.9861, loss 0.0512`."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def duration(seconds: float) -> str:

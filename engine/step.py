@@ -1,6 +1,6 @@
 """One optimizer step: forward, backward, the check of the gradient, the update."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,10 +10,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from configs.schema import Config
 from engine.optim import gradients, set_learning_rate
+from utils.fixed import to_fixed
 from utils.keyed import seed_of
 
 Batch = dict[str, Tensor]
+
+
+class MicroBatch(Protocol):
+    """A batch of one forward, and its number among the micro-batches of the global batch."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
 
 DROPOUT = 1  # the stream of keys that a forward pass draws from
 
@@ -32,10 +45,33 @@ class StepSettings:
     precision: str
     world_size: int
     global_batch: int
-    micro_batches: int  # forward passes of one rank in one step
-    first_micro_batch: int  # this rank's first, counted in the global batch
+    micro_batches: tuple[int, ...]  # of one rank in one step, each a forward pass
     clip_norm: float | None
     device: torch.device
+
+    def described(self) -> str:
+        """The layout of a step, such as `2 processes x 3 micro-batches x 16 = global batch 96`."""
+        sizes = sorted(set(self.micro_batches))
+        size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} or {sizes[-1]}"
+        processes = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
+        count = len(self.micro_batches)
+        parts = f"{count} micro-batch{'es' if count > 1 else ''}"
+        return f"{processes} x {parts} x {size} = global batch {self.global_batch}"
+
+
+def step_settings(
+    config: Config, micro_batches: Sequence[int], world_size: int, device: torch.device
+) -> StepSettings:
+    """The settings of every step of a run, and of its evaluations."""
+    return StepSettings(
+        seed=config.seed,
+        precision=config.train.precision,
+        world_size=world_size,
+        global_batch=config.train.global_batch,
+        micro_batches=tuple(micro_batches),
+        clip_norm=config.optim.clip_norm,
+        device=device,
+    )
 
 
 class NonFinite(RuntimeError):
@@ -45,7 +81,7 @@ class NonFinite(RuntimeError):
 def train_step(
     ddp_model: DistributedDataParallel,
     task: Trains,
-    batches: Iterator[Batch],
+    batches: Iterator[MicroBatch],
     optimizer: Optimizer,
     settings: StepSettings,
     step: int,
@@ -53,47 +89,48 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Take optimizer step `step` (from 0) on the next micro-batches, with learning rate `rate`.
 
-    Returns this rank's summed loss () float64 and the norm () of the whole gradient, both on the
-    device and not yet read. Raises NonFinite on the CPU before a step that would poison the weights.
+    Returns this rank's summed loss () in units of 2**-32 and the norm () of the whole gradient,
+    both on the device and not yet read. On the CPU, NonFinite before a step that would poison the
+    weights.
     """
-    loss_sum = accumulate(ddp_model, task, batches, settings, step)
+    loss_units = accumulate(ddp_model, task, batches, settings, step)
     norm = clip(optimizer, settings.clip_norm)
     if settings.device.type == "cpu":
         require_finite(norm, step)
     set_learning_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad()
-    return loss_sum, norm
+    return loss_units, norm
 
 
 def accumulate(
     ddp_model: DistributedDataParallel,
     task: Trains,
-    batches: Iterator[Batch],
+    batches: Iterator[MicroBatch],
     settings: StepSettings,
     step: int,
 ) -> Tensor:
-    """Leave the gradient of the mean loss over the global batch in `.grad`; return the loss sum.
+    """Leave the gradient of the mean loss over the global batch in `.grad`; return the summed loss.
 
     All micro-batches but the last run under `no_sync`. DDP averages over ranks, hence the factor.
     """
     scale = settings.world_size / settings.global_batch
-    loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
-    for index in range(settings.micro_batches):
-        batch = next(batches)
-        key_randomness(settings, step, index)
-        is_last = index == settings.micro_batches - 1
+    loss_units = torch.zeros((), dtype=torch.int64, device=settings.device)
+    for index in range(len(settings.micro_batches)):
+        piece = next(batches)
+        key_randomness(settings, step, piece.index)
+        is_last = index == len(settings.micro_batches) - 1
         with nullcontext() if is_last else ddp_model.no_sync():
             with mixed_precision(settings):
-                loss = task.loss(ddp_model, batch)
+                loss = task.loss(ddp_model, piece.batch)
             (loss * scale).backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.detach()
-    return loss_sum
+        loss_units += to_fixed(loss)
+    return loss_units
 
 
 def key_randomness(settings: StepSettings, step: int, index: int) -> None:
     """Make dropout and the like a function of (seed, step, micro-batch of the global batch)."""
-    seed = seed_of(settings.seed, DROPOUT, step, settings.first_micro_batch + index)
+    seed = seed_of(settings.seed, DROPOUT, step, index)
     torch.default_generator.manual_seed(seed)
     if settings.device.type == "cuda":
         torch.cuda.manual_seed(seed)

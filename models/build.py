@@ -70,7 +70,7 @@ class _NoDraws(TorchFunctionMode):
 
 
 def _torchvision(network: str) -> Builder:
-    """The builder of a network of torchvision's classification models, its stem fitted to the data."""
+    """The builder of one of torchvision's classification networks, its stem fitted to the data."""
     from torchvision import models  # imported here: 1.3 s that small runs do without
 
     names = models.list_models(module=models)
@@ -90,12 +90,9 @@ LIBRARIES: dict[str, Callable[[str], Builder]] = {"torchvision": _torchvision}
 
 def fit_stem(model: nn.Module, in_channels: int) -> None:
     """Replace the first convolution by a random one when the data has other channels."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            break
-    else:
-        return
-    if module.in_channels == in_channels:
+    convolutions = (pair for pair in model.named_modules() if isinstance(pair[1], nn.Conv2d))
+    name, module = next(convolutions, ("", None))
+    if not isinstance(module, nn.Conv2d) or module.in_channels == in_channels:
         return
     if module.groups != 1:
         raise BadInput(f"the first convolution, {name}, has groups: its channels cannot change")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoint.half import decode
-from checkpoint.open import read_any
+from checkpoint.open import read
+from checkpoint.state import decoded
 from utils.errors import BadInput
 from utils.names import near
 
@@ -30,7 +30,7 @@ class LoadReport:
     reinitialised: dict[str, str]  # name in the network -> why it stayed random
     unused: list[str]  # names in the file that the network did not take
 
-    def lines(self) -> list[str]:
+    def text(self) -> str:
         """The report for a person, a few lines."""
         total = self.model_parameters
         lines = [
@@ -41,11 +41,11 @@ class LoadReport:
         if self.unused:
             names = ", ".join(self.unused[:6]) + (", ..." if len(self.unused) > 6 else "")
             lines.append(f"  not used of the file: {len(self.unused)} ({names})")
-        return lines
+        return "\n".join(lines)
 
-    def to_json(self) -> str:
+    def to_json(self) -> bytes:
         """The whole report as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
 def load_pretrained(model: nn.Module, file: Path, classes: Sequence[str]) -> LoadReport:
@@ -55,7 +55,7 @@ def load_pretrained(model: nn.Module, file: Path, classes: Sequence[str]) -> Loa
     other channels stay random. Raises BadInput when less than half of the backbone's parameters
     would be loaded: such a file is a mistake.
     """
-    content = read_any(file)
+    content = read(file)
     source = _bare_names(weights_of(content, file), set(model.state_dict()))
     target = model.state_dict()
     head, stem = _head_and_stem(model)
@@ -86,9 +86,9 @@ def load_pretrained(model: nn.Module, file: Path, classes: Sequence[str]) -> Loa
 
 
 def weights_of(content: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """The state dict inside a file's content: ours (exact float32), a training script's, or bare."""
+    """The state dict in a file's content: ours (exact float32), a training script's, or bare."""
     if "model" in content and "residual" in content:
-        return decode(content["model"], content["residual"])
+        return decoded(content["model"], content["residual"])
     for key in WEIGHT_KEYS:
         inner = content.get(key)
         if isinstance(inner, Mapping) and any(isinstance(v, Tensor) for v in inner.values()):
@@ -158,14 +158,12 @@ def _require_backbone(
     )
 
 
-def restore(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Load a checkpoint's own state dict; BadInput names keys and shapes when it is another model's."""
+def restore(model: nn.Module, state: Mapping[str, Tensor], file: Path | None) -> None:
+    """Load a checkpoint's own state dict; BadInput names keys and shapes if another model's."""
     target = model.state_dict()
     wrong = [f"  {n}: {why}" for n, t in target.items() if (why := _why_not(n, t, state))]
     wrong += [f"  {name}: only in the file" for name in state if name not in target]
     if wrong:
         rest = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise BadInput(
-            f"{file} is a checkpoint of another model:\n" + "\n".join(wrong[:8]) + rest
-        )
+        raise BadInput(f"{file} is a checkpoint of another model:\n" + "\n".join(wrong[:8]) + rest)
     model.load_state_dict(state)

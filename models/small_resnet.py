@@ -33,7 +33,7 @@ class SmallResNet(nn.Module):
     def __init__(self, num_classes: int, in_channels: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, WIDTHS[0], 3, padding=1, bias=False),
+            nn.Conv2d(in_channels, WIDTHS[0], 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(WIDTHS[0]),
             nn.ReLU(),
         )

@@ -1,6 +1,6 @@
 """One label an image: cross-entropy, and how many were right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from utils.fixed import from_fixed, to_fixed
 
 class Classification:
     """Image classification; batches hold `image` (B, C, H, W) float and `label` (B,) int64."""
+
+    metrics: Mapping[str, bool] = {"accuracy": True, "loss": False}
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = list(classes)

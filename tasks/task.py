@@ -1,6 +1,6 @@
 """What every task offers to the loop, and the table of tasks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ Sums = dict[str, Tensor]
 
 class Task(Protocol):
     """A task knows batches and networks, and nothing of ranks or steps."""
+
+    metrics: Mapping[str, bool]  # what `summarise` names -> whether higher is better
 
     def collate(self, samples: list[Any]) -> Batch:
         """A batch (dict of tensors) of a list of the dataset's samples."""
@@ -39,6 +41,14 @@ class Task(Protocol):
 TASKS: dict[str, Callable[[Sequence[str]], Task]] = {
     "classification": Classification,
 }
+
+
+def require_task(name: str) -> None:
+    """BadInput unless there is a task called `name`."""
+    if is_function_path(name):
+        load_function(name, "task")
+    else:
+        pick(TASKS, name, "task")
 
 
 def build_task(name: str, classes: Sequence[str]) -> Task:

@@ -1,4 +1,4 @@
-"""Randomness as a function: the same integers in, the same numbers out, on any rank and at any time.
+"""Randomness as a function: the same integers in, the same numbers out, on any rank, at any time.
 
 The mixing function is the finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), chained over the words of a key.
@@ -22,7 +22,7 @@ def _finalise(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def mix(*words: Words) -> NDArray[np.uint64]:
-    """A uint64 hash of integers and integer arrays, broadcast together; of ints alone, an array ()."""
+    """A uint64 hash of integers and integer arrays, broadcast together; of ints alone, ()."""
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for word in words:

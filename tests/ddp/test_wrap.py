@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from configs.schema import Ddp
 from ddp import wrap as wrapping
 from ddp.collectives import broadcast_from_rank0, same_on_all_ranks
 from ddp.optimizer import receive_optimizer_state
@@ -21,7 +22,7 @@ def model_of(rank: int, seed: int = 0) -> nn.Module:
 def wrap_with_own_seed(rank: int, channels_last: bool) -> tuple[str, bool]:
     model = build_model(find_builder("small_resnet"), 10, 1, seed=100 + rank, initialise=True)
     before = {name: t.clone() for name, t in tensors_of(model)}
-    wrapped = wrap(model, channels_last=channels_last)
+    wrapped = wrap(model, Ddp(), channels_last=channels_last)
     line = agreement(wrapped.module)
     kept = all(torch.equal(before[name], t) for name, t in tensors_of(wrapped.module))
     return line, kept
@@ -39,7 +40,7 @@ def test_ranks_with_different_seeds_and_heads_agree_on_rank_0s_weights(
 
 def without_broadcast(rank: int) -> str:
     wrapping.broadcast_from_rank0 = lambda tensors: list(tensors) and None
-    wrapped = wrap(model_of(rank))
+    wrapped = wrap(model_of(rank), Ddp())
     with pytest.raises(Disagreement) as caught:
         agreement(wrapped.module)
     return str(caught.value)
@@ -52,7 +53,7 @@ def test_a_missing_broadcast_shows_as_nan_and_names_the_tensor_and_the_ranks() -
 
 
 def one_tensor_off(rank: int) -> str:
-    wrapped = wrap(model_of(rank))
+    wrapped = wrap(model_of(rank), Ddp())
     if rank == 1:
         with torch.no_grad():
             wrapped.module.head.bias[3] += 1e-6
@@ -70,7 +71,7 @@ def test_one_number_that_differs_on_one_rank_is_found_and_named() -> None:
 def other_architecture(rank: int) -> str:
     builder = find_builder("small_resnet")
     with pytest.raises(Disagreement) as caught:
-        wrap(build_model(builder, 10 + rank, 1, seed=0, initialise=True))
+        wrap(build_model(builder, 10 + rank, 1, seed=0, initialise=True), Ddp())
     return str(caught.value)
 
 
@@ -122,7 +123,7 @@ def test_a_failure_on_rank_0_reaches_every_rank_as_the_same_error() -> None:
 
 
 def hand_over_optimizer(rank: int) -> list[int]:
-    wrapped = wrap(model_of(rank), channels_last=True)
+    wrapped = wrap(model_of(rank), Ddp(), channels_last=True)
     optimizer = torch.optim.AdamW(wrapped.module.named_parameters(), lr=0.1)
     loaded = None
     if rank == 0:

@@ -1,0 +1,54 @@
+"""Where a run stands: everything about its position that cannot be computed."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Cursor:
+    """Position after `step` optimizer steps; `meter` is what the next metrics row already holds."""
+
+    epoch: int = 0
+    step: int = 0
+    samples: int = 0
+    steps_per_epoch: int = 0
+    best: float | None = None  # of train.best_metric
+    meter: dict[str, int] = field(default_factory=dict)
+
+    def advance(self, global_batch: int) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.samples += global_batch
+        self.epoch = self.step // self.steps_per_epoch
+
+    def ends_epoch(self, every: int, total_steps: int) -> bool:
+        """Whether the last step ended the run, or an epoch whose number `every` divides."""
+        ended, into = divmod(self.step, self.steps_per_epoch)
+        return self.step == total_steps or (into == 0 and ended % every == 0)
+
+    def improve(self, value: float, higher_is_better: bool) -> bool:
+        """Whether `value` is better than any before it (a tie is not); remembers it if so."""
+        sign = 1 if higher_is_better else -1
+        if self.best is not None and sign * value <= sign * self.best:
+            return False
+        self.best = value
+        return True
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return asdict(self)
+
+
+def resumed(saved: dict[str, Any], steps_per_epoch: int) -> Cursor:
+    """The cursor of a checkpoint under today's batch size and dataset.
+
+    With another number of steps an epoch, the same share of the epoch counts as done.
+    """
+    cursor = Cursor(**saved)
+    if not cursor.steps_per_epoch or cursor.steps_per_epoch == steps_per_epoch:
+        cursor.steps_per_epoch = steps_per_epoch
+        return cursor
+    done = cursor.step % cursor.steps_per_epoch / cursor.steps_per_epoch
+    cursor.step = cursor.epoch * steps_per_epoch + int(done * steps_per_epoch)
+    cursor.steps_per_epoch = steps_per_epoch
+    return cursor

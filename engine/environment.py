@@ -1,0 +1,57 @@
+"""What a run's bits depend on besides its configuration."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.schema import Train
+
+
+def environment(world_size: int, device: torch.device) -> dict[str, Any]:
+    """Versions, commit, world size, threads and device, as plain values for the checkpoint."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "world_size": world_size,
+        "threads": torch.get_num_threads(),
+        "device": f"{device.type} ({name})",
+    }
+
+
+def _commit() -> str:
+    """The commit of this code, with a `+` when the working tree differs; empty outside git."""
+    here = Path(__file__).parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip()
+
+
+BITS_DEPEND_ON = ("torch", "world_size", "threads", "device")
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed since the checkpoint that can change the bits, for a person."""
+    return [
+        f"{key} {saved[key]} -> {now[key]}"
+        for key in BITS_DEPEND_ON
+        if key in saved and saved[key] != now[key]
+    ]
+
+
+def make_deterministic(train: Train) -> None:
+    """Ask for deterministic kernels when the configuration does; call before the GPU is used."""
+    if train.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True

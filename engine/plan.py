@@ -1,0 +1,126 @@
+"""What a run is, settled by rank 0 before the ranks meet, and known to all afterwards."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from checkpoint.folder import RunFolder, claim
+from checkpoint.state import restored
+from checkpoint.store import load, newest_good
+from configs.command import Command
+from configs.load import from_plain, to_plain, to_yaml
+from configs.load import load as load_config
+from configs.schema import Config
+from ddp.collectives import broadcast_bytes
+from utils.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+# Sections and options that a resumed run may change and still end in the same bits.
+FREE = ("run.", "save.", "log.", "faults.", "data.workers", "data.path", "data.download")
+
+
+class Plan(NamedTuple):
+    """`path`, `cursor` and `config` are known to every rank; the rest stays with rank 0."""
+
+    verb: Literal["train", "evaluate", "nothing"]
+    config: Config
+    path: Path  # of the run folder
+    cursor: dict[str, Any]
+    folder: RunFolder | None = None
+    file: Path | None = None
+    saved: Mapping[str, Any] = {}  # the checkpoint, weights in float32
+
+    @property
+    def optimizer_state(self) -> Mapping[str, Any] | None:
+        """The checkpoint's optimizer state, where there is one."""
+        state: Mapping[str, Any] | None = self.saved.get("optimizer")
+        return state
+
+
+def settle(command: Command, require: Callable[[Config], None]) -> Plan:
+    """The run that the command line, its folder and its checkpoint make; BadInput when they don't.
+
+    `require` raises BadInput for a configuration that names what there is not.
+    """
+    if command.evaluate is not None:
+        saved = load(command.evaluate)
+        config = from_plain(saved["config"], command.overrides, str(command.evaluate))
+        require(config)
+        return Plan("evaluate", config, Path(), {}, file=command.evaluate, saved=restored(saved))
+    if command.config is None:
+        assert command.resume is not None
+        return _resume_file(Path(command.resume), command.overrides, require)
+    config = load_config(command.config, command.overrides)
+    require(config)
+    folder = claim(config.run.dir, config.run.name, "auto" if command.resume else "none")
+    found = newest_good(folder.path) if command.resume else None
+    if found is None:
+        named = config.run.model_copy(update={"name": folder.path.name})
+        return _begun(config.model_copy(update={"run": named}), folder, None, {})
+    for reason in found.refused:
+        log.warning("passed over: %s", reason)
+    return _begun(config, folder, found.path, found.content)
+
+
+def _resume_file(file: Path, overrides: tuple[str, ...], require: Callable[[Config], None]) -> Plan:
+    try:
+        saved = load(file)
+    except BadInput as error:
+        raise BadInput(f"{error}{_alternative(file)}") from error
+    config = from_plain(saved["config"], overrides, str(file))
+    require(config)
+    return _begun(config, claim(config.run.dir, config.run.name, "file"), file, saved)
+
+
+def _alternative(file: Path) -> str:
+    """The newest good checkpoint beside a damaged one, as the end of a sentence."""
+    if not file.is_file():
+        return ""
+    try:
+        found = newest_good(file.parent)
+    except BadInput:
+        return "; no checkpoint beside it is intact"
+    return f"; the newest good one is {found.path}" if found else ""
+
+
+def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str, Any]) -> Plan:
+    cursor = saved.get("cursor", {})
+    if saved and cursor["epoch"] >= config.train.epochs:
+        log.info(
+            "%s is already finished: it has its train.epochs=%d", folder.path, config.train.epochs
+        )
+        folder.release()
+        return Plan("nothing", config, folder.path, {})
+    for name in folder.rewind(cursor.get("step", 0)):
+        log.warning("set aside %s, which is newer than what is gone on from", name)
+    folder.begin(to_yaml(config))
+    if saved:
+        log.info("going on from %s at step %d", file, cursor["step"])
+        changed = _changes(saved["config"], to_plain(config))
+        if changed:
+            log.warning("no longer the run that was saved, bit for bit: %s", "; ".join(changed))
+    return Plan(
+        "train", config, folder.path, cursor, folder, file, restored(saved) if saved else {}
+    )
+
+
+def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """`key: old -> new` of the options that differ and matter to the bits."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [line for k in keys for line in _changes(before.get(k), now.get(k), f"{name}.{k}")]
+    key = name.removeprefix(".")
+    return [] if before == now or key.startswith(FREE) else [f"{key} {before} -> {now}"]
+
+
+def receive(plan: Plan | None) -> Plan:
+    """Rank 0's plan on every rank: configuration, folder and cursor, but not the checkpoint."""
+    told = b""
+    if plan is not None:
+        values = [plan.verb, to_plain(plan.config), str(plan.path), plan.cursor]
+        told = json.dumps(values).encode()
+    verb, config, path, cursor = json.loads(broadcast_bytes(told))
+    return plan or Plan(verb, from_plain(config, (), "rank 0"), Path(path), cursor)

@@ -1,0 +1,211 @@
+"""Train a network on any number of processes: the story of a run, top to bottom.
+
+torchrun --nproc_per_node=2 train.py --config configs/quickstart.yaml [section.key=value ...]
+torchrun --nproc_per_node=2 train.py --resume runs/quickstart/last.pt
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.optim import Optimizer
+
+from checkpoint.folder import Metrics
+from checkpoint.state import capture
+from checkpoint.store import Store
+from configs.command import parse
+from configs.load import to_plain
+from configs.schema import Config
+from data.datasets import Dataset, build_dataset, require_dataset
+from data.loader import Source, eval_batches, micro_batches, train_batches, warm_up_batch
+from data.order import TrainOrder, share
+from data.transforms import eval_transform, preprocess, train_transform
+from ddp.optimizer import receive_optimizer_state
+from ddp.process import Place, join, leave, promised_world_size
+from ddp.rank0 import is_rank0, on_rank0, rank0_only
+from ddp.stop import Votes
+from ddp.wrap import agreement, wrap
+from engine.cursor import resumed
+from engine.ending import end, exit_recorded
+from engine.environment import environment, make_deterministic
+from engine.evaluate import evaluate
+from engine.meter import Meter
+from engine.optim import build_optimizer, learning_rate, require_fit, require_names
+from engine.plan import Plan, receive, settle
+from engine.progress import Progress, open_console, open_log_file, told
+from engine.saving import Saver
+from engine.step import mixed_precision, step_settings, train_step, warm_up
+from models.build import build_model, find_builder
+from models.pretrained import load_pretrained, restore
+from tasks.task import build_task, require_task
+from utils.durable import write_atomic
+from utils.names import pick
+
+log = logging.getLogger("train")
+
+
+@record
+def run(argv: Sequence[str]) -> None:
+    """The life of one process."""
+    open_console(speaks=is_rank0())
+    plan = settle(parse(argv), require_known) if is_rank0() else None  # before anyone waits
+    place = join()
+    plan = receive(plan)  # rank 0's, on every rank
+    make_deterministic(plan.config.train)
+    if plan.verb == "train":
+        open_log_file(plan.path / "logs", place.rank)
+        with exit_recorded(plan.folder):
+            train(plan, place)
+    elif plan.verb == "evaluate":
+        score(plan, place)
+    leave()
+
+
+def require_known(config: Config) -> None:
+    """BadInput when the configuration names what there is not, or does not fit the processes."""
+    share(config.train.global_batch, 0, promised_world_size())
+    find_builder(config.model.name)
+    require_names(config.optim)
+    require_dataset(config.data.name)
+    require_task(config.task)
+
+
+def network(plan: Plan, dataset: Dataset) -> nn.Module:
+    """The network on the CPU: rank 0's holds its first weights, the others' NaN."""
+    config = plan.config
+    model = build_model(
+        find_builder(config.model.name),
+        len(dataset.classes),
+        dataset.channels,
+        seed=config.seed,
+        initialise=is_rank0(),
+    )
+    on_rank0(fill, model, plan, dataset.classes)
+    return model
+
+
+def fill(model: nn.Module, plan: Plan, classes: Sequence[str]) -> None:
+    """Weights from the checkpoint or the pretrained file, and a report; on rank 0."""
+    if plan.saved:
+        restore(model, plan.saved["model"], plan.file)
+    elif plan.config.model.weights is not None:
+        report = load_pretrained(model, plan.config.model.weights, classes)
+        log.info(report.text())
+        write_atomic(plan.path / "load_report.json", report.to_json())
+
+
+def train(plan: Plan, place: Place) -> None:
+    """From the first step, or from a checkpoint's cursor, to the last epoch."""
+    config, device, ranks = plan.config, place.device, (place.rank, place.world_size)
+    train_data, val_data = (build_dataset(config.data, split) for split in ("train", "val"))
+    task = build_task(config.task, train_data.classes)
+    best_metric = config.train.best_metric
+    higher_is_better = pick(task.metrics, best_metric, "metric (train.best_metric)")
+    order = TrainOrder(len(train_data), config.train.global_batch, config.seed)
+    total_steps = config.train.epochs * order.steps_per_epoch
+    cursor = resumed(plan.cursor, order.steps_per_epoch)
+
+    # One weight: a file into rank 0's network, the broadcast into every rank's, the optimizer.
+    model = network(plan, train_data).to(device)
+    ddp_model = wrap(model, config.ddp, channels_last=config.train.channels_last)
+    log.info(agreement(model))
+    optimizer = build_optimizer(model, config.optim)
+    receive_optimizer_state(optimizer, on_rank0(saved_optimizer_state, plan, optimizer))
+
+    # One batch: which samples, read, augmented, on the device.
+    cap = config.train.micro_batch
+    sizes = micro_batches(config.train.global_batch // place.world_size, cap)
+    settings = step_settings(config, sizes, place.world_size, device)
+    log.info(settings.described())
+    augmented = train_transform(train_data, config.data.augment, config.seed, device)
+    source = Source(train_data, task.collate, augmented, device, config.data.workers)
+    held_out = Source(val_data, task.collate, eval_transform(val_data, device), device)
+    warm_up(ddp_model, task, warm_up_batch(source, order, *ranks, cap), settings)
+    batches = train_batches(source, order, *ranks, cap, cursor.step, total_steps)
+
+    # What is told and written, by rank 0 alone.
+    votes = Votes(every=1 if device.type == "cpu" else 4)
+    votes.listen()
+    saver = Saver(rank0_only(Store)(plan.path, config.save.keep), config.save, votes)
+    record_row = rank0_only(Metrics(plan.path / "metrics.jsonl").append)
+    progress = Progress(total_steps, cursor.step, shown=is_rank0())
+    meter = Meter(device, cursor.meter, carries=is_rank0())
+    about: dict[str, Any] = {
+        "scaler": None,
+        "ema": None,
+        "labels": train_data.classes,
+        "preprocess": preprocess(train_data),
+        "config": to_plain(config),
+        "environment": environment(place.world_size, device),
+    }
+    row: dict[str, Any] = dict(plan.saved.get("metrics", {}))
+
+    with closing(batches), closing(progress):
+        while cursor.step < total_steps:
+            rate = learning_rate(cursor.step, config.optim, order.steps_per_epoch, total_steps)
+            loss, norm = train_step(
+                ddp_model, task, batches, optimizer, settings, cursor.step, rate
+            )
+            meter.add(cursor.step, loss, sum(sizes), norm)
+            cursor.advance(config.train.global_batch)
+            progress.step()
+            wishes = votes.at(cursor.step)
+
+            is_best = False
+            evaluates = cursor.ends_epoch(config.train.eval_every, total_steps)
+            if evaluates or cursor.step % config.log.every_steps == 0:
+                row = meter.row(cursor, rate, saver.stall_s())
+                if evaluates:
+                    held_out_batches = eval_batches(held_out, config.train.evaluation_batch, *ranks)
+                    row["eval"] = evaluate(model, task, held_out_batches, mixed_precision(settings))
+                    is_best = cursor.improve(row["eval"][best_metric], higher_is_better)
+                record_row(row)
+                progress.tell(row)
+            if evaluates or saver.is_due(cursor.step, wishes):
+                cursor.meter = meter.totals()
+                content = capture(
+                    model=model, optimizer=optimizer, cursor=cursor.to_plain(), metrics=row, **about
+                )
+                saver.save(content, best=is_best)
+            wishes.obey(cursor.step)
+            meter.restart_clock()
+    votes.close()
+    on_rank0(saver.close)
+
+
+def saved_optimizer_state(plan: Plan, optimizer: Optimizer) -> dict[int, dict[str, Any]] | None:
+    """The checkpoint's optimizer state; None without one, BadInput if it is another's."""
+    if not plan.saved:
+        return None
+    require_fit(optimizer, plan.saved["optimizer"], plan.file)
+    state: dict[int, dict[str, Any]] = plan.saved["optimizer"]["state"]
+    return state
+
+
+def score(plan: Plan, place: Place) -> None:
+    """The metrics of a checkpoint on the held-out data; trains and writes nothing."""
+    config, device = plan.config, place.device
+    held_out = build_dataset(config.data, "val")
+    task = build_task(config.task, held_out.classes)
+    model = network(plan, held_out).to(device)
+    ddp_model = wrap(model, config.ddp, channels_last=config.train.channels_last)
+    log.info(agreement(model))
+    source = Source(
+        held_out, task.collate, eval_transform(held_out, device), device, config.data.workers
+    )
+    batches = eval_batches(source, config.train.evaluation_batch, place.rank, place.world_size)
+    scores = evaluate(
+        ddp_model.module,
+        task,
+        batches,
+        mixed_precision(step_settings(config, [], place.world_size, device)),
+    )
+    log.info("%s: %s on %d samples", plan.file, told(scores), len(held_out))
+
+
+if __name__ == "__main__":
+    sys.exit(end(run, sys.argv[1:]))
