@@ -116,8 +116,20 @@ unset "${!PET_@}" # torchrun would take flags from them
 LOCKSTEP_EXIT=$(mktemp)
 export LOCKSTEP_EXIT
 trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
+# Without torchrun's own traceback where rank 0 knows why it ended: bad input, or stopped and saved.
+main='
+import os, sys
+from torch.distributed.run import main
+try:
+    main()
+except Exception:
+    with open(os.environ["LOCKSTEP_EXIT"]) as file:
+        if file.readline().strip() not in ("2", "75"):
+            raise
+    sys.exit(1)
+'
 set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the trap below
-"$python" -P -m torch.distributed.run --nnodes="${NNODES:-1}" --node-rank="$NODE_RANK" \
+"$python" -P -c "$main" --nnodes="${NNODES:-1}" --node-rank="$NODE_RANK" \
     --nproc-per-node="$NPROC" --rdzv-backend=static --master-addr="$MASTER_ADDR" \
     --master-port="$MASTER_PORT" --max-restarts="${MAX_RESTARTS:-0}" \
     "$root/train.py" "$@" </dev/null &

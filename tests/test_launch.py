@@ -1,7 +1,7 @@
 """launch.sh: what reaches torchrun, what comes back, which environment; torchrun is a stand-in.
 
-The stand-in is a `python` that hands everything but `-m torch.distributed.run`, `venv` and `pip` on
-to the real one, and notes what it was asked. The last test uses the real torchrun.
+The stand-in is a `python` that hands everything but torchrun, `venv` and `pip` on to the real one,
+and notes what it was asked. The last test uses the real torchrun.
 """
 
 import os
@@ -344,6 +344,7 @@ def test_the_real_torchrun_starts_the_ranks_and_the_code_comes_back(launch):
     argument = f"{launch.root}/notes/ rank "
     code, said = launch(argument, NPROC="2", VIRTUAL_ENV=sys.prefix)
     assert (code, said.splitlines()[-1]) == (75, "stopped by SIGTERM and saved")
+    assert "Traceback" not in said
     notes = sorted((launch.root / "notes").iterdir())
     assert [note.name for note in notes] == [" rank 0", " rank 1"]
     assert {note.read_text() for note in notes} == {"127.0.0.1 2"}
