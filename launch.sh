@@ -116,12 +116,15 @@ unset "${!PET_@}" # torchrun would take flags from them
 LOCKSTEP_EXIT=$(mktemp)
 export LOCKSTEP_EXIT
 trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
-# Without torchrun's own traceback where rank 0 knows why it ended: bad input, or stopped and saved.
+# torchrun, without its traceback where that tells nothing: a signal, bad input, stopped and saved.
 main='
 import os, sys
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.run import main
 try:
     main()
+except SignalException:
+    sys.exit(1)
 except Exception:
     with open(os.environ["LOCKSTEP_EXIT"]) as file:
         if file.readline().strip() not in ("2", "75"):
