@@ -6,14 +6,13 @@ then does it get its name; only then do `last.pt` and `best.pt` move; only then 
 
 import errno
 import json
-import logging
 import os
 import re
 import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from checkpoint.open import look, read
 from utils.durable import sync_folder, write_atomic
 from utils.errors import BadInput
 
-LOG = logging.getLogger(__name__)
-
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
-# The temporary names of this package, and of the ledger's atomic write.
-_TEMPORARY = re.compile(r"\.(step-\d{8,}\.pt|last\.pt|best\.pt|\.written\.json)\..+\.tmp")
+# The temporary names of this package, and those of the small files that are written atomically.
+_TEMPORARY = re.compile(
+    r"\.((step-\d{8,}|last|best)\.pt|\.written\.json|config\.yaml|metrics\.jsonl|exit)\..+\.tmp"
+)
 _LEDGER = ".written.json"
 # What a filesystem without hard links answers.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
@@ -42,6 +41,7 @@ class SaveFailed(OSError):
 class Published:
     path: Path
     size_bytes: int
+    warnings: list[str]
 
 
 def step_files(folder: Path) -> list[tuple[int, Path]]:
@@ -67,23 +67,19 @@ def publish(folder: Path, content: dict[str, Any], *, best: bool, keep: int) -> 
     """
     final = folder / f"step-{content['cursor']['step']:08d}.pt"
     temporary = _temporary(final)
-    try:
-        with _reasons(temporary, final):
-            _write(temporary, content)
-            _read_back(temporary, content["digest"])
-            _sync_rows(folder)
-            size = temporary.stat().st_size
-            ledger = _note(folder, temporary, final.name, best)
-            temporary.rename(final)
-            sync_folder(folder)
-            _move(folder / "last.pt", final)
-            if best:
-                _move(folder / "best.pt", final)
-            sync_folder(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _retain(folder, ledger, keep)
-    return Published(final, size)
+    with _reasons(temporary, final):
+        _write(temporary, content)
+        _read_back(temporary, content["digest"])
+        _sync_rows(folder)
+        size = temporary.stat().st_size
+        ledger = _note(folder, temporary, final.name, best)
+        temporary.rename(final)
+        sync_folder(folder)
+        _move(folder / "last.pt", final)
+        if best:
+            _move(folder / "best.pt", final)
+        sync_folder(folder)
+    return Published(final, size, _retain(folder, ledger, keep))
 
 
 def clear_temporaries(folder: Path) -> list[str]:
@@ -101,17 +97,20 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _reasons(temporary: Path, final: Path) -> Iterator[None]:
-    """Turn any failure of a save into SaveFailed with the system's own reason."""
+    """On any failure remove `temporary`; of the disk's, raise SaveFailed with its own reason."""
     try:
         yield
-    except OSError as error:
-        path = str(error.filename or final)
-        reason = f"{error.strerror or error} while saving {final}"
-        raise SaveFailed(error.errno or errno.EIO, reason, path) from error
-    except BadInput as error:
-        raise SaveFailed(
-            errno.EIO, f"what was written is not what is read back ({error})"
-        ) from error
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            reason = f"{error.strerror or error} while saving {final}"
+            path = str(error.filename or final)
+            raise SaveFailed(error.errno or errno.EIO, reason, path) from error
+        if isinstance(error, BadInput):
+            reason = f"what was written is not what is read back ({error})"
+            raise SaveFailed(errno.EIO, reason, str(final)) from error
+        raise
 
 
 class _File:
@@ -224,9 +223,10 @@ def _move(name: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _retain(folder: Path, ledger: dict[str, Any], keep: int) -> None:
+def _retain(folder: Path, ledger: dict[str, Any], keep: int) -> list[str]:
     """Delete the oldest checkpoints of the ledger until `keep` (two at least) stay, never the best
-    and never a file that is not as this run wrote it. A refused deletion is a warning."""
+    and never a file that is not as this run wrote it. A warning for each deletion refused."""
+    warnings: list[str] = []
     ours = []
     for step, path in step_files(folder):
         if ledger["files"].get(path.name) == _mark(path):
@@ -237,4 +237,5 @@ def _retain(folder: Path, ledger: dict[str, Any], keep: int) -> None:
         try:
             path.unlink()
         except OSError as error:
-            LOG.warning("could not delete the old checkpoint %s: %s", path, error.strerror)
+            warnings.append(f"could not delete the old checkpoint {path}: {error.strerror}")
+    return warnings

@@ -80,7 +80,20 @@ def encoded(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         filed[name] = {key: weights.half.get(key, value) for key, value in part.items()}
         filed["residual" if name == "model" else "ema_residual"] = weights.residual
         kept += [f"{name}.{key}" for key in weights.kept]
-    return filed, kept
+    return {name: _alone(part) for name, part in filed.items()}, kept
+
+
+def _alone(value: Any) -> Any:
+    """`value` with each tensor on the CPU, in a storage of its own: a file gets whole storages."""
+    match value:
+        case Tensor():
+            value = value.detach().cpu()
+            return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+        case dict():
+            return {key: _alone(item) for key, item in value.items()}
+        case list():
+            return [_alone(item) for item in value]
+    return value
 
 
 def restored(content: Mapping[str, Any]) -> dict[str, Any]:

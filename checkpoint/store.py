@@ -1,23 +1,23 @@
 """The checkpoints of one run folder: save, and find the newest good one."""
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint import digest
 from checkpoint.folder import Lock
 from checkpoint.open import read_checkpoint
 from checkpoint.publish import (
     SaveFailed,
     clear_temporaries,
-    publish,
     step_files,
     step_inside,
 )
-from checkpoint.state import encoded
+from checkpoint.snapshot import free_memory
+from checkpoint.writer import Writer, Written, write
 from utils.errors import BadInput
 
 __all__ = ["Found", "SaveFailed", "Saved", "Store", "load", "newest_good"]
@@ -27,7 +27,8 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saved:
-    """What one save cost: `stall_s` the loop waited; `write_s` is None while it is written."""
+    """What one save cost: the seconds that the loop waited, and the seconds until it was durable
+    and read back, which with its size are None while it is under way."""
 
     path: Path
     stall_s: float
@@ -81,47 +82,114 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 class Store:
-    """Writes the checkpoints of a run folder whose lock the caller holds; rank 0 only."""
+    """Writes the checkpoints of a run folder whose lock the caller holds; rank 0 only.
+
+    Make it before the model and before a GPU is used: what this process holds when its writer is
+    forked is held twice once either changes it.
+    """
 
     def __init__(self, folder: Path, keep: int, lock: Lock | None = None) -> None:
-        self._lock = lock
         self._folder = folder
         self._keep = keep
+        self._told: set[str] = set()
         self._done: Saved | None = None
-        self._warned: set[str] = set()
+        self._under_way: Saved | None = None
         for name in clear_temporaries(folder):
             LOG.warning("removed %s, which a killed save left in %s", name, folder)
+        self._writer: Writer | None = None
+        if hasattr(os, "fork") and hasattr(os, "memfd_create"):
+            self._writer = Writer(folder, keep, lock.descriptor if lock else None)
+        else:
+            self._say("the loop stops while checkpoints are written: this system cannot fork")
 
     def save(self, content: Mapping[str, Any], step: int, best: bool = False) -> Saved:
         """Save what `state.capture` gave, as the checkpoint of `step`; never touches its tensors.
 
-        SaveFailed (an OSError) when it could not be written; what was there before is untouched.
+        Waits for the save before, copies `content`, and leaves the rest to the writer. SaveFailed
+        (an OSError) tells of the save before when that one failed (this one is under way then), or
+        of this one when it was written here. Either leaves the checkpoints before it untouched.
         """
         if content["cursor"]["step"] != step:
             raise ValueError(f"the cursor says step {content['cursor']['step']}, not {step}")
         start = time.perf_counter()
-        filed, kept = encoded(content)
-        self._say_kept(kept)
-        filed["digest"] = digest.digest(filed)
-        published = publish(self._folder, filed, best=best, keep=self._keep)
-        seconds = time.perf_counter() - start
-        self._done = Saved(published.path, seconds, seconds, published.size_bytes)
-        return self._done
+        earlier = self._failure()
+        path = self._folder / f"step-{step:08d}.pt"
+        if self._hand_over(content, best, path):
+            saved = self._under_way = Saved(path, time.perf_counter() - start, None, None)
+        else:
+            written = write(self._folder, content, best=best, keep=self._keep)
+            saved = self._note(written, time.perf_counter() - start)
+        if earlier is not None:
+            raise earlier
+        return saved
 
     def done(self) -> Saved | None:
-        """The newest save that is on the disk, without waiting."""
+        """The newest save that is on the disk, without waiting; SaveFailed once for one that is
+        not, as soon as that is known."""
+        self._collect(wait=False)
         return self._done
 
     def wait(self) -> Saved | None:
-        """The last save once it is on the disk, None when there was none; SaveFailed as `save`."""
+        """The newest save once it is on the disk, None when none was; SaveFailed as `done`."""
+        self._collect(wait=True)
         return self._done
 
     def close(self) -> None:
-        """Wait for the last save and let the folder go."""
-        self.wait()
+        """Wait for the last save and end the writer; SaveFailed as `done`."""
+        earlier = self._failure()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if earlier is not None:
+            raise earlier
 
-    def _say_kept(self, kept: list[str]) -> None:
-        new = [name for name in kept if name not in self._warned]
+    def _failure(self) -> SaveFailed | None:
+        """Wait for the save under way; what went wrong with it."""
+        try:
+            self._collect(wait=True)
+        except SaveFailed as error:
+            return error
+        return None
+
+    def _collect(self, *, wait: bool) -> None:
+        if self._writer is None or not self._writer.busy:
+            return
+        written = self._writer.result(wait=wait)
+        if written is not None:
+            assert self._under_way is not None
+            self._note(written, self._under_way.stall_s)
+
+    def _note(self, written: Written, stall_s: float) -> Saved:
+        """Remember a finished save, and say what it has to tell, each thing once."""
+        self._done = Saved(written.path, stall_s, written.seconds, written.size_bytes)
+        for warning in written.warnings:
+            self._say(warning)
+        new = [name for name in written.kept if name not in self._told]
+        self._told.update(new)
         if new:
             LOG.warning("kept in float32, since half precision would break it: %s", ", ".join(new))
-            self._warned.update(new)
+        return self._done
+
+    def _hand_over(self, content: Mapping[str, Any], best: bool, path: Path) -> bool:
+        """Whether the writer took `content`; if not, the caller writes, and the reason is said."""
+        writer = self._writer
+        if writer is None:
+            return False
+        needed, free = writer.snapshot.needs(content), free_memory()
+        if not writer.alive:
+            reason = "the process that wrote them is gone"
+        elif needed > free:
+            reason = f"a copy needs {needed >> 20} MB of memory, {free >> 20} are free"
+        else:
+            try:
+                writer.start(content, best=best, target=path)
+                return True
+            except (MemoryError, SaveFailed) as error:
+                reason = str(error)
+        self._say(f"the loop stops while checkpoints are written: {reason}", once="blocking")
+        return False
+
+    def _say(self, text: str, once: str = "") -> None:
+        if (once or text) not in self._told:
+            self._told.add(once or text)
+            LOG.warning("%s", text)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from checkpoint import state
 from checkpoint.digest import raw_bytes
+from checkpoint.open import look
+from checkpoint.writer import write
 
 
 def small_model(seed: int = 0) -> nn.Module:
@@ -67,3 +69,19 @@ def same(a: Any, b: Any) -> bool:
 
 def temporaries(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def put(folder: Path, step: int, *, best: bool = False, keep: int = 2, seed: int = 0) -> Path:
+    """Write the checkpoint of `step` into `folder`, in this process."""
+    return write(folder, content(step, seed), best=best, keep=keep).path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.pt"))
+
+
+def flip(path: Path) -> None:
+    """One bit of a tensor, in place: every link of the file is damaged."""
+    data = bytearray(path.read_bytes())
+    data[look(path).starts["0"]] ^= 1
+    path.write_bytes(data)

@@ -7,6 +7,7 @@ import pytest
 
 from checkpoint import open as reader
 from checkpoint import state, store
+from checkpoint.writer import write
 from tests.checkpoint.content import same
 from utils.errors import BadInput
 
@@ -21,7 +22,7 @@ def small(tmp_path: Path) -> Path:
     content: dict[str, Any] = {"model": {"w": torch.tensor([0.5, 1.5, 0.1])}}
     content |= {part: None for part in reader.PARTS if part not in ("model", "residual")}
     content["cursor"] = {"step": 1}
-    store.Store(tmp_path, keep=2).save(content, 1)
+    write(tmp_path, content, best=False, keep=2)
     return tmp_path / "step-00000001.pt"
 
 

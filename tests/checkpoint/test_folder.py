@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint import folder, store
-from tests.checkpoint.content import content
+from tests.checkpoint.content import put
 from utils.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -106,11 +106,10 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
 
 def test_going_on_cuts_the_rows_and_sets_newer_checkpoints_aside(tmp_path: Path) -> None:
     run = start(tmp_path)
-    keeper = store.Store(run.path, keep=5)
     rows = run.metrics()
     for step in (1, 2, 3):
         rows.append({"step": step, "train": {"loss": 1.0 / step}})
-        keeper.save(content(step), step, best=step != 2)
+        put(run.path, step, best=step != 2, keep=5)
     rows.close()
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tr')
@@ -120,12 +119,12 @@ def test_going_on_cuts_the_rows_and_sets_newer_checkpoints_aside(tmp_path: Path)
     found = store.newest_good(run.path)
     assert found is not None and found.path.name == "step-00000002.pt"
     assert run.rewind(2) == []
-    keeper.save(content(3, seed=4), 3)
+    put(run.path, 3, seed=4)
     run.rewind(2)
     assert (run.path / "step-00000003.pt.abandoned-2").exists()
 
 
 def test_going_on_from_the_newest_leaves_everything(tmp_path: Path) -> None:
     run = start(tmp_path)
-    store.Store(run.path, keep=5).save(content(3), 3, best=True)
+    put(run.path, 3, best=True)
     assert run.rewind(3) == [] and (run.path / "best.pt").exists()
