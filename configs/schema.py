@@ -1,5 +1,6 @@
 """Every option of a run: its type, default, unit and range. Knows nothing of files or of torch."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,13 @@ class Augment(Section):
     flip: bool = Field(
         default=False, description="mirror half of the training images left to right"
     )
+    crop_area: Pair = Field(
+        default=(0.08, 1.0),
+        description="part of an image file that a training crop covers: [least, most]",
+    )
+    crop_ratio: Pair = Field(
+        default=(0.75, 4 / 3), description="width over height of that crop: [least, most]"
+    )
 
 
 class Data(Section):
@@ -81,6 +89,22 @@ class Data(Section):
     )
     workers: int = Field(
         default=2, ge=0, description="loading processes of each rank; 0: load between steps"
+    )
+    held_out: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of each class held out of an image folder that has no val/",
+    )
+    eval_crop: float = Field(
+        default=0.875,
+        gt=0,
+        le=1,
+        description="side of evaluation's centre crop as a share of an image file's shorter side",
+    )
+    on_bad_image: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="unreadable image file: stop, or train on another and evaluate without it",
     )
     augment: Augment = Augment()
 
@@ -250,6 +274,15 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
             "ddp.shards",
             f"{ddp.shards} equal shards cannot be cut from train.global_batch={train.global_batch}",
         )
+    for name, (least, most), limit in (
+        ("crop_area", data.augment.crop_area, 1.0),
+        ("crop_ratio", data.augment.crop_ratio, math.inf),
+    ):
+        if not 0 < least <= most <= limit:
+            yield (
+                f"data.augment.{name}",
+                f"[{least:g}, {most:g}] must be [least, most], above 0 and at most {limit:g}",
+            )
     if data.image_size is not None and data.augment.pad >= data.image_size:
         yield (
             "data.augment.pad",

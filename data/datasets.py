@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from configs.schema import Data
 from data.digits import digits
 from data.fashion_mnist import fashion_mnist
+from data.image_folder import image_folder
 from utils.names import pick
 
 
@@ -13,7 +14,8 @@ class Dataset(Protocol):
     """Images with labels, by number.
 
     A dataset also has `__getitem__(sample) -> (image uint8 (C, S, S), label int)`, or, where a
-    whole batch comes cheaper, `__getitems__(samples int64 (B,)) -> {"image", "label"}`.
+    whole batch comes cheaper, `__getitems__(samples int64 (B,)) -> {"image", "label"}`. One whose
+    samples change by epoch has `in_epoch(seed, epoch)`, which returns the dataset of that epoch.
     """
 
     @property
@@ -41,18 +43,29 @@ class Dataset(Protocol):
         """Standard deviation of each channel of the training images, on the 0..1 scale."""
         ...
 
+    @property
+    def centre_crop(self) -> float | None:
+        """Side of the central square that an image is cut to, by its shorter side; None: uncut."""
+        ...
+
     def __len__(self) -> int: ...
 
 
 DATASETS: dict[str, Callable[[Data, str], Any]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
+    "image_folder": image_folder,
 }
 
 
 def require_dataset(name: str) -> None:
     """BadInput unless there is a dataset called `name`; reads none of it."""
     pick(DATASETS, name, "dataset (data.name)")
+
+
+def build_datasets(section: Data) -> tuple[Dataset, Dataset]:
+    """The training and the held-out part of a dataset; BadInput when it is not there."""
+    return build_dataset(section, "train"), build_dataset(section, "val")
 
 
 def build_dataset(section: Data, split: str) -> Dataset:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from configs.schema import Data
 from data.memory import MemoryImages, moments, resized
+from data.split import held_out
 from utils.errors import BadInput
 from utils.keyed import mix
 
@@ -23,21 +24,11 @@ def digits(section: Data, split: str) -> MemoryImages:
     grey = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     images = resized(torch.from_numpy(grey), section.image_size)
     labels = torch.from_numpy(table[:, 64]).long()
-    held_out = torch.from_numpy(_held_out(labels.numpy()))
-    chosen = held_out if split == "val" else ~held_out
-    classes = [str(digit) for digit in range(10)]
-    return MemoryImages(images[chosen], labels[chosen], classes, *moments(images[~held_out]))
-
-
-def _held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which samples are held out: a fifth of each class, those with the smallest keyed hash."""
     drawn = mix(_SPLIT_KEY, np.arange(len(labels)))
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = round(_HELD_OUT * len(members))
-        held_out[members[np.argsort(drawn[members])[:count]]] = True
-    return held_out
+    apart = torch.from_numpy(held_out(labels.numpy(), drawn, _HELD_OUT))
+    chosen = apart if split == "val" else ~apart
+    classes = [str(digit) for digit in range(10)]
+    return MemoryImages(images[chosen], labels[chosen], classes, *moments(images[~apart]))
 
 
 def _read_table() -> NDArray[np.float64]:

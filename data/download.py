@@ -5,14 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.errors import BadInput
+
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[Path]:
     """Make `folder` and hold its lock: of all processes of a machine one at a time is inside.
 
     Those that waited find the work done, so no rank has to be told which of them does it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as reason:
+        raise BadInput(f"{folder} cannot be written to: {reason.strerror}") from reason
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield folder

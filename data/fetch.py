@@ -7,8 +7,9 @@ import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,28 +24,73 @@ Collate = Callable[[list[Any]], Batch]
 _PR_SET_PDEATHSIG = 1
 
 
-def fetch(dataset: Any, collate: Collate, samples: Indices) -> Batch:
-    """The batch of `samples` as the dataset has them, with their numbers as `sample` (B,) int64.
+class BadImage(BadInput):
+    """A sample that cannot be read; the message begins with its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The samples of one batch, and what those that change by epoch are drawn from."""
+
+    samples: Indices
+    seed: int
+    epoch: int
+
+
+class Fetched(NamedTuple):
+    """A batch, None if nothing of it could be read, and what was wrong with samples left out."""
+
+    batch: Batch | None
+    skipped: list[str]
+
+
+def fetch(dataset: Any, collate: Collate, request: Request) -> Fetched:
+    """The batch of a request, with the numbers of its samples as `sample` (B,) int64.
 
     A dataset with `__getitems__` hands over a whole batch; the task collates those of another.
     """
+    if hasattr(dataset, "in_epoch"):
+        dataset = dataset.in_epoch(request.seed, request.epoch)
+    samples, skipped = request.samples, list[str]()
     if hasattr(dataset, "__getitems__"):
         batch: Batch = dataset.__getitems__(samples)
     else:
-        batch = collate([dataset[sample] for sample in samples.tolist()])
+        rows = [_row(dataset, sample, skipped) for sample in samples.tolist()]
+        there = [row is not None for row in rows]
+        if not any(there):
+            return Fetched(None, skipped)
+        batch, samples = collate([row for row in rows if row is not None]), samples[there]
     batch["sample"] = torch.from_numpy(samples)
-    return batch
+    return Fetched(batch, skipped)
 
 
-def fetch_in_turn(dataset: Any, collate: Collate, parts: Iterable[Indices]) -> Generator[Batch]:
-    """The batch of each part, fetched in this process when it is asked for."""
-    return (fetch(dataset, collate, samples) for samples in parts)
+def _row(dataset: Any, sample: int, skipped: list[str]) -> Any:
+    """What the dataset has at `sample`, or what stands in for an unreadable one; None: nothing."""
+    try:
+        return dataset[sample]
+    except BadImage as reason:
+        if not getattr(dataset, "skips_bad_images", False):
+            raise BadImage(f"sample {sample}: {reason}") from reason.__cause__
+        skipped.append(f"sample {sample}: {reason}")
+    for other in dataset.stand_ins(sample):
+        try:
+            return dataset[other]
+        except BadImage:
+            continue
+    return None
+
+
+def fetch_in_turn(
+    dataset: Any, collate: Collate, requests: Iterable[Request]
+) -> Generator[Fetched]:
+    """The batch of each request, fetched in this process when it is asked for."""
+    return (fetch(dataset, collate, request) for request in requests)
 
 
 def fetch_ahead(
-    dataset: Any, collate: Collate, parts: Iterable[Indices], workers: int, pin: bool
-) -> Generator[Batch]:
-    """The batch of each part, in order, fetched ahead by worker processes; pinned if `pin`.
+    dataset: Any, collate: Collate, requests: Iterable[Request], workers: int, pin: bool
+) -> Generator[Fetched]:
+    """The batch of each request, in order, fetched ahead by worker processes; pinned if `pin`.
 
     The workers are closed with the iterator, at the latest when this process exits.
     """
@@ -52,9 +98,9 @@ def fetch_ahead(
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
         loader = DataLoader(
-            _Parts(dataset, collate),
+            _Batches(dataset, collate),
             batch_size=None,
-            sampler=parts,
+            sampler=requests,
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin,
@@ -66,24 +112,24 @@ def fetch_ahead(
     # Workers are deaf to SIGTERM, so multiprocessing's own end-of-process join would wait for ever.
     atexit.register(batches._shutdown_workers)
     try:
-        for batch in batches:
-            if isinstance(batch, BadInput):
-                raise batch
-            yield batch
+        for fetched in batches:
+            if isinstance(fetched, BadInput):
+                raise fetched
+            yield fetched
     finally:
         atexit.unregister(batches._shutdown_workers)
         batches._shutdown_workers()
 
 
-class _Parts(Dataset[Batch | BadInput]):
+class _Batches(Dataset[Fetched | BadInput]):
     """A dataset whose items are batches."""
 
     def __init__(self, dataset: Any, collate: Collate) -> None:
         self._dataset, self._collate = dataset, collate
 
-    def __getitem__(self, samples: Indices) -> Batch | BadInput:
+    def __getitem__(self, request: Request) -> Fetched | BadInput:
         try:
-            return fetch(self._dataset, self._collate, samples)
+            return fetch(self._dataset, self._collate, request)
         except BadInput as reason:  # as a value: a raised one would arrive wrapped in a traceback
             return reason
 

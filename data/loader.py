@@ -4,7 +4,8 @@ Every batch is a function of (step, rank, world size), so starting at any step i
 fetching in this process or in workers gives the same batches.
 """
 
-from collections.abc import Generator, Iterator
+import logging
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import tee
@@ -12,14 +13,15 @@ from typing import Any
 
 import torch
 
-from data.fetch import Batch, Collate, fetch_ahead, fetch_in_turn
+from data.fetch import BadImage, Batch, Collate, Fetched, Request, fetch_ahead, fetch_in_turn
 from data.order import Indices, TrainOrder, share
 from data.order import eval_batches as eval_parts
 from data.transforms import Transform
+from utils.errors import BadInput
 
-_AHEAD = (
-    4096  # samples whose order is computed in one call: a call costs as much as a thousand of them
-)
+log = logging.getLogger(__name__)
+
+_AHEAD = 4096  # samples whose order is computed in one call, which costs as much as for a thousand
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """A batch on the device; `index` is its number among the micro-batches of the global batch."""
+    """A batch on the device; `index` is its number among the micro-batches of the global batch.
+
+    `skipped` samples could not be read: others stand in for them in training.
+    """
 
     step: int
     index: int
     batch: Batch
+    skipped: int
 
 
 def micro_batches(per_rank: int, micro_batch: int | None) -> list[int]:
@@ -69,7 +75,7 @@ def train_batches(
 ) -> Generator[MicroBatch]:
     """Rank's micro-batches of steps start_step..stop_step, in turn; closing it ends its workers."""
     pieces = _train_pieces(order, rank, world_size, micro_batch, start_step, stop_step)
-    return _delivered(source, pieces)
+    return _delivered(source, pieces, rank)
 
 
 def warm_up_batch(
@@ -85,7 +91,7 @@ def eval_batches(source: Source, batch: int, rank: int, world_size: int) -> Gene
     """Rank's batches of one pass over the dataset: over all ranks, every sample exactly once."""
     parts = eval_parts(len(source.dataset), batch, rank, world_size)
     pieces = (Piece(0, 0, number, samples) for number, samples in enumerate(parts))
-    with closing(_delivered(source, pieces)) as delivered:
+    with closing(_delivered(source, pieces, rank)) as delivered:
         for item in delivered:
             yield item.batch
 
@@ -112,30 +118,43 @@ def _train_pieces(
             step += 1
 
 
-def _delivered(source: Source, pieces: Iterator[Piece]) -> Generator[MicroBatch]:
-    """The transformed batch of each piece, on the device."""
+def _delivered(source: Source, pieces: Iterator[Piece], rank: int) -> Generator[MicroBatch]:
+    """The transformed batch of each piece of which anything can be read, on the device."""
     pieces, ahead = tee(pieces)
-    parts = (piece.samples for piece in ahead)
+    requests = (Request(piece.samples, source.transform.seed, piece.epoch) for piece in ahead)
     on_gpu = source.device.type == "cuda"
     if source.workers:
-        fetched = fetch_ahead(source.dataset, source.collate, parts, source.workers, pin=on_gpu)
+        fetched = fetch_ahead(source.dataset, source.collate, requests, source.workers, pin=on_gpu)
     else:
-        fetched = fetch_in_turn(source.dataset, source.collate, parts)
+        fetched = fetch_in_turn(source.dataset, source.collate, requests)
+    ready = _transformed(source, zip(pieces, fetched, strict=False), rank)
     with closing(fetched):
-        ready = (
-            _transformed(source, piece, batch)
-            for piece, batch in zip(pieces, fetched, strict=False)
-        )
-        yield from _one_ahead(ready, source.device) if on_gpu else ready
+        try:
+            yield from _one_ahead(ready, source.device) if on_gpu else ready
+        except BadImage as reason:
+            raise BadInput(f"rank {rank}: {reason}") from reason.__cause__
 
 
-def _transformed(source: Source, piece: Piece, batch: Batch) -> MicroBatch:
-    if source.device.type == "cuda":
-        batch = {
-            name: value.pin_memory().to(source.device, non_blocking=True)
-            for name, value in batch.items()
-        }
-    return MicroBatch(piece.step, piece.index, source.transform(batch, piece.samples, piece.epoch))
+def _transformed(
+    source: Source, pairs: Iterable[tuple[Piece, Fetched]], rank: int
+) -> Iterator[MicroBatch]:
+    told: set[str] = set()
+    for piece, (batch, skipped) in pairs:
+        for reason in skipped:
+            if reason not in told:
+                log.warning("rank %d skips %s", rank, reason)
+        told.update(skipped)
+        if batch is not None:
+            samples = batch["sample"].numpy()
+            if source.device.type == "cuda":
+                batch = _copied(batch, source.device)
+            batch = source.transform(batch, samples, piece.epoch)
+            yield MicroBatch(piece.step, piece.index, batch, len(skipped))
+
+
+def _copied(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a GPU, once what is queued on the current stream is done; waits for nothing."""
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def _one_ahead(ready: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:

@@ -21,6 +21,8 @@ class MemoryImages:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    centre_crop = None
+
     @property
     def channels(self) -> int:
         """Channels of an image."""

@@ -5,7 +5,8 @@ whatever batch, rank or restart the sample comes.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,31 +21,59 @@ from data.fetch import Batch
 from data.order import Indices
 from utils.keyed import mix, uniforms
 
-Transform = Callable[[Batch, Indices, int], Batch]
-
 _SHIFT_AND_FLIP = 1  # purpose of a draw: each has numbers of its own, whatever else is switched on
+
+
+class Transform(Protocol):
+    """What makes a fetched batch the network's; `seed` draws what workers do to samples, too."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def __call__(self, batch: Batch, samples: Indices, epoch: int) -> Batch:
+        """The batch with `image` as float32, for the `samples` (B,) that it holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Augments and normalises."""
+
+    normalise: Callable[[Tensor], Tensor]
+    augment: Augment
+    seed: int
+
+    def __call__(self, batch: Batch, samples: Indices, epoch: int) -> Batch:
+        """The batch with its images augmented as in `epoch`."""
+        image, augment = batch["image"], self.augment
+        if augment.pad or augment.flip:
+            drawn = uniforms(mix(self.seed, epoch, samples, _SHIFT_AND_FLIP), 3)
+            image = shift_and_flip(image, augment.pad, augment.flip, drawn)
+        return {**batch, "image": self.normalise(image)}
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Normalises."""
+
+    normalise: Callable[[Tensor], Tensor]
+    seed: int = 0
+
+    def __call__(self, batch: Batch, samples: Indices, epoch: int) -> Batch:
+        """The batch with its images normalised, whatever the epoch."""
+        return {**batch, "image": self.normalise(batch["image"])}
 
 
 def train_transform(
     dataset: Dataset, augment: Augment, seed: int, device: torch.device
-) -> Transform:
-    """(batch, samples, epoch) -> the batch augmented and normalised, `image` float32."""
-    normalise = _normaliser(dataset, device)
-
-    def transform(batch: Batch, samples: Indices, epoch: int) -> Batch:
-        image = batch["image"]
-        if augment.pad or augment.flip:
-            drawn = uniforms(mix(seed, epoch, samples, _SHIFT_AND_FLIP), 3)
-            image = shift_and_flip(image, augment.pad, augment.flip, drawn)
-        return {**batch, "image": normalise(image)}
-
-    return transform
+) -> TrainTransform:
+    """The augmentation of a run, on `device`."""
+    return TrainTransform(_normaliser(dataset, device), augment, seed)
 
 
-def eval_transform(dataset: Dataset, device: torch.device) -> Transform:
-    """(batch, samples, epoch) -> the batch normalised, `image` float32; epoch plays no part."""
-    normalise = _normaliser(dataset, device)
-    return lambda batch, samples, epoch: {**batch, "image": normalise(batch["image"])}
+def eval_transform(dataset: Dataset, device: torch.device) -> EvalTransform:
+    """No augmentation, on `device`."""
+    return EvalTransform(_normaliser(dataset, device))
 
 
 def shift_and_flip(images: Tensor, pad: int, flip: bool, drawn: NDArray[np.float64]) -> Tensor:
@@ -77,14 +106,18 @@ def _onto(images: Tensor, values: NDArray[Any]) -> Tensor:
 
 
 def preprocess(dataset: Dataset) -> dict[str, Any]:
-    """What it takes to feed an image to the trained network elsewhere, as plain values."""
+    """What it takes to feed an image to the trained network elsewhere, as plain values.
+
+    An image is cut to the central square of `centre_crop` times its shorter side (None: it is
+    taken whole), resized to `image_size`, scaled to 0..1, less `mean`, divided by `std`.
+    """
     return {
         "image_size": dataset.image_size,
         "channels": dataset.channels,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "scale": "0..1 before mean and std",
-        "resize": "bilinear with antialiasing to image_size x image_size",
+        "centre_crop": dataset.centre_crop,
+        "interpolation": "bilinear, antialiased",
     }
 
 
