@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoint.publish import step_files, step_inside
+from checkpoint.store import Store
+from checkpoint.writer import Writer, fork_writer
 from utils.durable import sync_folder, write_atomic
 from utils.errors import BadInput
 
@@ -101,6 +103,7 @@ class RunFolder:
     path: Path
     finished: bool
     lock: Lock
+    writer: Writer | None
 
     @property
     def logs(self) -> Path:
@@ -140,7 +143,14 @@ class RunFolder:
         line = " ".join(reason.split())
         write_atomic(self.path / "exit", f"{code} {line}\n".encode())
 
+    def store(self, keep: int) -> Store:
+        """The checkpoints of this folder, of which the newest `keep` stay."""
+        return Store(self.path, keep, self.writer)
+
     def release(self) -> None:
+        """End the writer after the save under way, and let the folder go."""
+        if self.writer is not None:
+            self.writer.close()
         self.lock.release()
 
 
@@ -148,7 +158,8 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
     """The folder of run `name` under `parent`, made when absent, and locked against other runs.
 
     Without resuming ("none"), an unfinished run is a BadInput that names `--resume auto`, and a
-    finished one leads to the next free name. "auto" and "file" take the folder as it is.
+    finished one leads to the next free name. "auto" and "file" take the folder as it is. The
+    process that will write its checkpoints is forked here, before there is a model to copy.
     """
     path = parent / name
     if resume == "none":
@@ -167,7 +178,7 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
         lock.release()
         raise BadInput(f"{path} holds an unfinished run: go on with `--resume auto`, or give this "
                        "run another run.name")  # fmt: skip
-    return RunFolder(path, _exit_code(path) == 0, lock)
+    return RunFolder(path, _exit_code(path) == 0, lock, fork_writer(lock.descriptor))
 
 
 def _started(path: Path) -> bool:

@@ -1,14 +1,12 @@
 """The checkpoints of one run folder: save, and find the newest good one."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.folder import Lock
 from checkpoint.open import read_checkpoint
 from checkpoint.publish import (
     SaveFailed,
@@ -17,7 +15,7 @@ from checkpoint.publish import (
     step_inside,
 )
 from checkpoint.snapshot import free_memory
-from checkpoint.writer import Writer, Written, write
+from checkpoint.writer import Writer, Written, fork_writer, write
 from utils.errors import BadInput
 
 __all__ = ["Found", "SaveFailed", "Saved", "Store", "load", "newest_good"]
@@ -82,13 +80,10 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 class Store:
-    """Writes the checkpoints of a run folder whose lock the caller holds; rank 0 only.
+    """Writes the checkpoints of a folder that nobody else writes in (`RunFolder.store`)."""
 
-    Make it before the model and before a GPU is used: what this process holds when its writer is
-    forked is held twice once either changes it.
-    """
-
-    def __init__(self, folder: Path, keep: int, lock: Lock | None = None) -> None:
+    def __init__(self, folder: Path, keep: int, writer: Writer | None = None) -> None:
+        """Take over `writer`, or fork one; what a killed save left in `folder` is removed."""
         self._folder = folder
         self._keep = keep
         self._told: set[str] = set()
@@ -96,10 +91,8 @@ class Store:
         self._under_way: Saved | None = None
         for name in clear_temporaries(folder):
             LOG.warning("removed %s, which a killed save left in %s", name, folder)
-        self._writer: Writer | None = None
-        if hasattr(os, "fork") and hasattr(os, "memfd_create"):
-            self._writer = Writer(folder, keep, lock.descriptor if lock else None)
-        else:
+        self._writer = writer or fork_writer(None)
+        if self._writer is None:
             self._say("the loop stops while checkpoints are written: this system cannot fork")
 
     def save(self, content: Mapping[str, Any], step: int, best: bool = False) -> Saved:
@@ -114,7 +107,7 @@ class Store:
         start = time.perf_counter()
         earlier = self._failure()
         path = self._folder / f"step-{step:08d}.pt"
-        if self._hand_over(content, best, path):
+        if self._hand_over(content, best):
             saved = self._under_way = Saved(path, time.perf_counter() - start, None, None)
         else:
             written = write(self._folder, content, best=best, keep=self._keep)
@@ -170,7 +163,7 @@ class Store:
             LOG.warning("kept in float32, since half precision would break it: %s", ", ".join(new))
         return self._done
 
-    def _hand_over(self, content: Mapping[str, Any], best: bool, path: Path) -> bool:
+    def _hand_over(self, content: Mapping[str, Any], best: bool) -> bool:
         """Whether the writer took `content`; if not, the caller writes, and the reason is said."""
         writer = self._writer
         if writer is None:
@@ -182,7 +175,7 @@ class Store:
             reason = f"a copy needs {needed >> 20} MB of memory, {free >> 20} are free"
         else:
             try:
-                writer.start(content, best=best, target=path)
+                writer.start(self._folder, content, best=best, keep=self._keep)
                 return True
             except (MemoryError, SaveFailed) as error:
                 reason = str(error)

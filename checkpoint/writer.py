@@ -53,37 +53,49 @@ def write(folder: Path, content: Mapping[str, Any], *, best: bool, keep: int) ->
     return Written(published.path, published.size_bytes, seconds, kept, published.warnings)
 
 
+def fork_writer(lock_descriptor: int | None) -> "Writer | None":
+    """A writer, or None where the system has no fork or no unnamed memory."""
+    if hasattr(os, "fork") and hasattr(os, "memfd_create"):
+        return Writer(lock_descriptor)
+    return None
+
+
 class Writer:
     """The owner's side: one save at a time, taken over in the time of a copy."""
 
-    def __init__(self, folder: Path, keep: int, lock_descriptor: int | None) -> None:
-        """Fork the writer, which by `lock_descriptor` keeps the folder locked while it lives."""
+    def __init__(self, lock_descriptor: int | None) -> None:
+        """Fork the writer, which by `lock_descriptor` keeps a folder locked while it lives.
+
+        The earlier the better: what the owner holds now is held twice once either changes it.
+        """
         self.snapshot = Snapshot()
         ours, theirs = socket.socketpair()
+        self._closed = False
         owner = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             keep_open = {theirs.fileno(), self.snapshot.descriptor, lock_descriptor or 2}
-            _serve(theirs, self.snapshot, folder, keep, owner, keep_open)
+            _serve(theirs, self.snapshot, owner, keep_open)
         theirs.close()
         self._socket = ours
         self._answers = ours.makefile("r", encoding="utf-8")
-        self._target = ""  # what is being written, for the error when the writer dies
+        self._target: Path | None = None  # the folder that is being written to
 
     @property
     def busy(self) -> bool:
-        return bool(self._target)
+        return self._target is not None
 
-    def start(self, content: Mapping[str, Any], *, best: bool, target: Path) -> None:
+    def start(self, folder: Path, content: Mapping[str, Any], *, best: bool, keep: int) -> None:
         """Copy `content` and have it written; the writer must not be busy. MemoryError when there
         is no room for the copy, SaveFailed when the writer is gone."""
         end, length = self.snapshot.take(content)
-        order = {"end": end, "length": length, "best": best}
+        where = {"folder": str(folder.resolve()), "best": best, "keep": keep}
+        order = where | {"end": end, "length": length}
         try:
             self._socket.sendall(json.dumps(order).encode() + b"\n")
         except OSError as error:
-            raise self._died(target) from error
-        self._target = str(target)
+            raise self._died(folder) from error
+        self._target = folder
 
     def result(self, *, wait: bool) -> Written | None:
         """The save under way once it is finished, None before; SaveFailed when it failed."""
@@ -93,27 +105,30 @@ class Writer:
             line = self._answers.readline()
         except ConnectionError:
             line = ""
-        target, self._target = Path(self._target), ""
+        folder, self._target = self._target, None
         if not line.endswith("\n"):
-            raise self._died(target)
+            raise self._died(folder)
         answer = json.loads(line)
         if "failed" in answer:
             raise SaveFailed(*answer["failed"])
         return Written(**answer | {"path": Path(answer["path"])})
 
-    def _died(self, target: Path) -> SaveFailed:
+    def _died(self, folder: Path | None) -> SaveFailed:
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0
         code = os.waitstatus_to_exitcode(status)
         how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return SaveFailed(0, f"the process that writes checkpoints was {how}", str(target))
+        return SaveFailed(0, f"the process that writes checkpoints was {how}", str(folder))
 
     @property
     def alive(self) -> bool:
         return self.pid != 0
 
     def close(self) -> None:
-        """End the writer, which must not be busy, and give the memory back."""
+        """End the writer after the save under way, and give the memory back; again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._answers.close()
         self._socket.close()
         if self.pid:
@@ -122,31 +137,25 @@ class Writer:
         self.snapshot.close()
 
 
-def _serve(
-    orders: socket.socket,
-    snapshot: Snapshot,
-    folder: Path,
-    keep: int,
-    owner: int,
-    keep_open: set[int],
-) -> NoReturn:
+def _serve(orders: socket.socket, snapshot: Snapshot, owner: int, keep_open: set[int]) -> NoReturn:
     """The writer's life: orders in, answers out, until the owner closes the line or is gone."""
     code = 1
     try:
         _settle(owner, keep_open)
         with orders.makefile("r", encoding="utf-8") as lines:
             for line in lines:
-                answer = _obey(json.loads(line), snapshot, folder, keep)
+                answer = _obey(json.loads(line), snapshot)
                 orders.sendall(json.dumps(answer).encode() + b"\n")
         code = 0
     finally:
         os._exit(code)  # whatever the owner registered to happen at its end is the owner's
 
 
-def _obey(order: dict[str, Any], snapshot: Snapshot, folder: Path, keep: int) -> dict[str, Any]:
+def _obey(order: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+    folder = Path(order["folder"])
     try:
         content = snapshot.read(order["end"], order["length"])
-        written = write(folder, content, best=order["best"], keep=keep)
+        written = write(folder, content, best=order["best"], keep=order["keep"])
     except SaveFailed as error:
         return {"failed": [error.errno, error.strerror, error.filename]}
     except Exception as error:  # whatever it is, the owner has to hear of it

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,51 +19,69 @@ from utils.errors import BadInput
 ROOT = Path(__file__).parents[2]
 
 
-def start(parent: Path, name: str = "x") -> folder.RunFolder:
-    run = folder.claim(parent, name, "none")
+Claim = Callable[..., folder.RunFolder]
+
+
+@pytest.fixture
+def claim() -> Iterator[Claim]:
+    """`folder.claim`, released at the end of the test."""
+    claimed: list[folder.RunFolder] = []
+
+    def claim(parent: Path, resume: folder.Resume, name: str = "x") -> folder.RunFolder:
+        claimed.append(folder.claim(parent, name, resume))
+        return claimed[-1]
+
+    yield claim
+    for run in claimed:
+        with suppress(OSError):  # it was released in the test
+            run.release()
+
+
+def start(claim: Claim, parent: Path) -> folder.RunFolder:
+    run = claim(parent, "none")
     run.begin("seed: 0\n")
     return run
 
 
-def test_an_absent_folder_starts_and_is_described(tmp_path: Path) -> None:
-    run = start(tmp_path / "deep" / "runs")
+def test_an_absent_folder_starts_and_is_described(tmp_path: Path, claim: Claim) -> None:
+    run = start(claim, tmp_path / "deep" / "runs")
     assert run.path == tmp_path / "deep" / "runs" / "x" and not run.finished
     assert (run.path / "config.yaml").read_text() == "seed: 0\n" and run.logs.is_dir()
 
 
 @pytest.mark.parametrize("resume", ["auto", "file"])
 def test_resuming_takes_an_absent_or_an_unfinished_folder(
-    tmp_path: Path, resume: folder.Resume
+    tmp_path: Path, claim: Claim, resume: folder.Resume
 ) -> None:
-    folder.claim(tmp_path, "x", resume).release()
-    start(tmp_path).release()
-    run = folder.claim(tmp_path, "x", resume)
+    claim(tmp_path, resume).release()
+    start(claim, tmp_path).release()
+    run = claim(tmp_path, resume)
     assert run.path == tmp_path / "x" and not run.finished
 
 
-def test_an_unfinished_folder_is_not_started_again(tmp_path: Path) -> None:
-    run = start(tmp_path)
+def test_an_unfinished_folder_is_not_started_again(tmp_path: Path, claim: Claim) -> None:
+    run = start(claim, tmp_path)
     run.finish(75, "stopped by a signal\nand saved")
     assert (run.path / "exit").read_text() == "75 stopped by a signal and saved\n"
     run.release()
     with pytest.raises(BadInput, match="--resume auto"):
-        folder.claim(tmp_path, "x", "none")
-    folder.claim(tmp_path, "x", "auto").begin("seed: 1\n")
+        claim(tmp_path, "none")
+    claim(tmp_path, "auto").begin("seed: 1\n")
     assert not (tmp_path / "x" / "exit").exists()
 
 
-def test_a_finished_folder_gives_the_next_free_name(tmp_path: Path) -> None:
+def test_a_finished_folder_gives_the_next_free_name(tmp_path: Path, claim: Claim) -> None:
     for expected in ("x", "x-2", "x-3"):
-        run = start(tmp_path)
+        run = start(claim, tmp_path)
         assert run.path.name == expected
         run.finish(0, "finished")
         run.release()
-    again = folder.claim(tmp_path, "x", "auto")
+    again = claim(tmp_path, "auto")
     assert again.finished and again.path.name == "x"
 
 
-def test_a_second_run_is_refused_at_once_and_told_by_whom(tmp_path: Path) -> None:
-    run = start(tmp_path)
+def test_a_second_run_is_refused_at_once_and_told_by_whom(tmp_path: Path, claim: Claim) -> None:
+    run = start(claim, tmp_path)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\nfrom checkpoint import folder\n"
@@ -75,14 +95,14 @@ def test_a_second_run_is_refused_at_once_and_told_by_whom(tmp_path: Path) -> Non
     assert f"in use by process {os.getpid()} on" in said
     assert time.monotonic() - begin < 20
     run.release()
-    folder.claim(tmp_path, "x", "auto")
+    claim(tmp_path, "auto")
 
 
-def test_a_new_run_waits_for_the_writer_of_a_killed_one(tmp_path: Path) -> None:
+def test_a_new_run_waits_for_the_writer_of_a_killed_one(tmp_path: Path, claim: Claim) -> None:
     ready, go = os.pipe()
     owner = os.fork()
     if owner == 0:
-        start(tmp_path)
+        start(claim, tmp_path)
         if os.fork() == 0:  # a writer that outlives its owner for a moment
             os.write(go, b".")
             time.sleep(0.4)
@@ -92,20 +112,22 @@ def test_a_new_run_waits_for_the_writer_of_a_killed_one(tmp_path: Path) -> None:
     os.kill(owner, signal.SIGKILL)
     os.waitpid(owner, 0)
     begin = time.monotonic()
-    folder.claim(tmp_path, "x", "auto")
+    claim(tmp_path, "auto")
     assert 0.1 < time.monotonic() - begin < 5
 
 
-def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path, claim: Claim) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"Not a directory|File exists"):
-        folder.claim(tmp_path / "file", "x", "none")
+        claim(tmp_path / "file", "none")
     with pytest.raises(BadInput, match=r"Not a directory|File exists"):
-        folder.claim(tmp_path, "file", "auto")
+        claim(tmp_path, "auto", "file")
 
 
-def test_going_on_cuts_the_rows_and_sets_newer_checkpoints_aside(tmp_path: Path) -> None:
-    run = start(tmp_path)
+def test_going_on_cuts_the_rows_and_sets_newer_checkpoints_aside(
+    tmp_path: Path, claim: Claim
+) -> None:
+    run = start(claim, tmp_path)
     rows = run.metrics()
     for step in (1, 2, 3):
         rows.append({"step": step, "train": {"loss": 1.0 / step}})
@@ -124,7 +146,7 @@ def test_going_on_cuts_the_rows_and_sets_newer_checkpoints_aside(tmp_path: Path)
     assert (run.path / "step-00000003.pt.abandoned-2").exists()
 
 
-def test_going_on_from_the_newest_leaves_everything(tmp_path: Path) -> None:
-    run = start(tmp_path)
+def test_going_on_from_the_newest_leaves_everything(tmp_path: Path, claim: Claim) -> None:
+    run = start(claim, tmp_path)
     put(run.path, 3, best=True)
     assert run.rewind(3) == [] and (run.path / "best.pt").exists()

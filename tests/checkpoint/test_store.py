@@ -216,11 +216,9 @@ def test_the_folder_stays_locked_until_a_dying_writer_is_gone(tmp_path: Path) ->
     owner = os.fork()
     if owner == 0:
         run = folder.claim(tmp_path, "x", "none")
-        keeper = store.Store(run.path, 2, run.lock)
-        run.begin("")
-        run.release()  # the writer alone holds it now
-        assert keeper._writer is not None
-        os.write(go, f"{keeper._writer.pid:10}".encode())
+        assert run.writer is not None
+        run.lock.release()  # the writer alone holds it now
+        os.write(go, f"{run.writer.pid:10}".encode())
         signal.pause()
     writer = int(os.read(ready, 10))
     with pytest.raises(BadInput, match="in use"):
