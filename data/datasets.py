@@ -1,13 +1,16 @@
 """The table of datasets, and what every one of them offers to the loader."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Protocol
 
 from configs.schema import Data
+from data.cifar10 import cifar10
+from data.described import Described
 from data.digits import digits
 from data.fashion_mnist import fashion_mnist
 from data.image_folder import image_folder
-from utils.names import pick
+from utils.names import is_function_path, load_function, pick
 
 
 class Dataset(Protocol):
@@ -16,6 +19,7 @@ class Dataset(Protocol):
     A dataset also has `__getitem__(sample) -> (image uint8 (C, S, S), label int)`, or, where a
     whole batch comes cheaper, `__getitems__(samples int64 (B,)) -> {"image", "label"}`. One whose
     samples change by epoch has `in_epoch(seed, epoch)`, which returns the dataset of that epoch.
+    A user's needs only items, a length and `classes` (data/described.py fills in the rest).
     """
 
     @property
@@ -54,21 +58,21 @@ class Dataset(Protocol):
 DATASETS: dict[str, Callable[[Data, str], Any]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
     "image_folder": image_folder,
 }
 
 
-def require_dataset(name: str) -> None:
-    """BadInput unless there is a dataset called `name`; reads none of it."""
-    pick(DATASETS, name, "dataset (data.name)")
-
-
-def build_datasets(section: Data) -> tuple[Dataset, Dataset]:
-    """The training and the held-out part of a dataset; BadInput when it is not there."""
-    return build_dataset(section, "train"), build_dataset(section, "val")
+@cache  # a user's file is run once
+def require_dataset(name: str) -> Callable[[Data, str], Any]:
+    """The builder in the table, or of `path/to/file.py:function`; BadInput when there is none."""
+    if is_function_path(name):
+        function = load_function(name, "dataset")
+        return lambda section, split: Described(function(section, split), name)
+    return pick(DATASETS, name, "dataset")
 
 
 def build_dataset(section: Data, split: str) -> Dataset:
     """The "train" or "val" part of the dataset `section.name`; BadInput when it is not there."""
-    dataset: Dataset = pick(DATASETS, section.name, "dataset")(section, split)
+    dataset: Dataset = require_dataset(section.name)(section, split)
     return dataset

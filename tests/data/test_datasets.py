@@ -1,7 +1,13 @@
 """Datasets as they lie on disk: what is read, and what is said when it is not there or damaged."""
 
 import gzip
+import hashlib
+import http.server
 import struct
+import tarfile
+import threading
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +138,144 @@ def test_a_damaged_copy_of_the_real_dataset_names_its_file(tmp_path):
         (tmp_path / file.name).write_bytes(content[: len(content) // 2])
     with pytest.raises(BadInput, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
         build_dataset(Data(name="fashion_mnist", path=tmp_path), "val")
+
+
+def write_cifar(folder, count=4):
+    """CIFAR-10 of a few random images a file; returns the training records."""
+    folder.mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    records = drawn.integers(0, 256, (6, count, 3073), dtype=np.uint8)
+    records[:, :, 0] %= 10
+    names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    for name, part in zip(names, records, strict=True):
+        (folder / name).write_bytes(part.tobytes())
+    return records[:5].reshape(-1, 3073)
+
+
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+def test_cifar10_is_read_from_its_binary_files(tmp_path, inside):
+    records = write_cifar(tmp_path / "there" / inside)
+    dataset = build_dataset(Data(name="cifar10", path=tmp_path / "there"), "train")
+    assert torch.equal(dataset.images.flatten(1), torch.from_numpy(records[:, 1:]))
+    assert dataset.images.shape == (20, 3, 32, 32)
+    assert dataset.labels.tolist() == records[:, 0].tolist()
+    assert len(build_dataset(Data(name="cifar10", path=tmp_path / "there"), "val")) == 4
+
+
+def test_pickled_cifar10_is_not_opened_but_told_apart(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(BadInput, match=r"Python version, made of pickles.*data\.download=true"):
+        build_dataset(Data(name="cifar10", path=tmp_path), "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3000, b"\x0a" + b"\0" * 3072])
+def test_damaged_cifar10_file_is_named(tmp_path, content):
+    write_cifar(tmp_path / "there")
+    (tmp_path / "there" / "data_batch_3.bin").write_bytes(content)
+    with pytest.raises(BadInput, match=r"data_batch_3\.bin is damaged"):
+        build_dataset(Data(name="cifar10", path=tmp_path / "there"), "train")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(folder) -> address of a web server of this machine that hands out its files."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ExitStack() as servers:
+
+        def start(folder):
+            handler = partial(Quiet, directory=folder)
+            server = servers.enter_context(http.server.HTTPServer(("127.0.0.1", 0), handler))
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            servers.callback(thread.join)
+            servers.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start
+
+
+def test_cifar10_is_fetched_checked_and_unpacked_without_trusting_names(
+    tmp_path, monkeypatch, serve
+):
+    records = write_cifar(tmp_path / "origin" / "cifar-10-batches-bin")
+    archive = tmp_path / "origin" / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as opened:
+        opened.add(tmp_path / "origin" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+        opened.add(__file__, "../escaped.py")
+    monkeypatch.setattr("data.cifar10._URL", f"{serve(archive.parent)}/{archive.name}")
+    section = Data(name="cifar10", path=tmp_path / "there", download=True)
+    with pytest.raises(BadInput, match="could not be fetched"):  # its md5 is another
+        build_dataset(section, "train")
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr("data.cifar10._MD5", digest)
+    dataset = build_dataset(section, "train")
+    assert dataset.labels.tolist() == records[:, 0].tolist()
+    assert {path.name for path in tmp_path.iterdir()} == {"origin", "there"}
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {
+        ".lock",
+        "cifar-10-batches-bin",
+    }
+
+
+USER_FILE = """
+import torch
+
+class Stripes:
+    classes = ["dark", "bright"]
+
+    def __init__(self, count): self.count = count
+    def __len__(self): return self.count
+    def __getitem__(self, sample):
+        return torch.full((2, 6, 6), 100 * (sample % 2), dtype=torch.uint8), sample % 2
+
+class Float(Stripes):
+    def __getitem__(self, sample): return torch.zeros(2, 6, 6), 0
+
+class Wide(Stripes):
+    def __getitem__(self, sample): return torch.zeros(2, 6, 9, dtype=torch.uint8), 0
+
+class Nameless:
+    def __len__(self): return 1
+
+def stripes(section, split): return Stripes(40 if split == "train" else 10)
+def floats(section, split): return Float(4)
+def wide(section, split): return Wide(4)
+def nameless(section, split): return Nameless()
+def empty(section, split): return Stripes(0)
+"""
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    (tmp_path / "mine.py").write_text(USER_FILE)
+    return tmp_path / "mine.py"
+
+
+def test_users_dataset_needs_only_samples_a_length_and_classes(user_file):
+    section = Data(name=f"{user_file}:stripes")
+    train, val = build_dataset(section, "train"), build_dataset(section, "val")
+    assert (len(train), len(val)) == (40, 10)
+    assert (train.channels, train.image_size, train.centre_crop) == (2, 6, None)
+    assert train.mean == train.std == (0.5, 0.5)
+    assert train.classes == ["dark", "bright"]
+    assert train[3][1] == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("floats", r"must be a uint8 tensor \(C, H, W\); sample 0 is torch\.float32 \(2, 6, 6\)"),
+        ("wide", "must be square, sample 0 is 6 x 9 pixels"),
+        ("nameless", "needs `classes`"),
+        ("empty", "needs a length above 0"),
+        ("stripe", "did you mean 'stripes'"),
+    ],
+)
+def test_users_dataset_that_does_not_fit_is_told_why(user_file, function, message):
+    with pytest.raises(BadInput, match=message):
+        build_dataset(Data(name=f"{user_file}:{function}"), "train")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from configs.schema import Augment, Data
-from data.datasets import build_dataset, build_datasets
+from data.datasets import build_dataset
 from data.loader import Source, eval_batches, train_batches
 from data.order import TrainOrder
 from data.transforms import eval_transform, preprocess, train_transform
@@ -37,6 +37,10 @@ def own_photos(tmp_path):
     write_photos(tmp_path / "train", {"bird": 14, "cat": 13, "dog": 12})
     write_photos(tmp_path / "val", {"bird": 3, "dog": 5}, seed=1)
     return tmp_path
+
+
+def build_datasets(data):
+    return build_dataset(data, "train"), build_dataset(data, "val")
 
 
 def section(folder, **options):
