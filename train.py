@@ -33,12 +33,14 @@ from engine.cursor import resumed
 from engine.ending import end, exit_recorded
 from engine.environment import environment, make_deterministic
 from engine.evaluate import evaluate
+from engine.exact import forward_cap, require_exact, require_own_statistics
+from engine.gradient import mixed_precision
 from engine.meter import Meter
 from engine.optim import build_optimizer, learning_rate, require_fit, require_names
 from engine.plan import Plan, receive, settle
 from engine.progress import Progress, open_console, open_log_file, told
 from engine.saving import Saver
-from engine.step import mixed_precision, step_settings, train_step, warm_up
+from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
 from models.pretrained import load_pretrained, restore
 from tasks.task import build_task, require_task
@@ -55,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     plan = settle(parse(argv), require_known) if is_rank0() else None  # before anyone waits
     place = join()
     plan = receive(plan)  # rank 0's, on every rank
-    make_deterministic(plan.config.train)
+    make_deterministic(plan.config)
     if plan.verb == "train":
         open_log_file(plan.path / "logs", place.rank)
         with exit_recorded(plan.folder):
@@ -68,6 +70,7 @@ def run(argv: Sequence[str]) -> None:
 def require_known(config: Config) -> None:
     """BadInput when the configuration names what there is not, or does not fit the processes."""
     share(config.train.global_batch, 0, promised_world_size())
+    require_exact(config, promised_world_size())
     find_builder(config.model.name)
     require_names(config.optim)
     require_dataset(config.data.name)
@@ -111,13 +114,14 @@ def train(plan: Plan, place: Place) -> None:
 
     # One weight: a file into rank 0's network, the broadcast into every rank's, the optimizer.
     model = network(plan, train_data).to(device)
+    require_own_statistics(config, model)
     ddp_model = wrap(model, config.ddp, channels_last=config.train.channels_last)
     log.info(agreement(model))
     optimizer = build_optimizer(model, config.optim)
     receive_optimizer_state(optimizer, on_rank0(saved_optimizer_state, plan, optimizer))
 
     # One batch: which samples, read, augmented, on the device.
-    cap = config.train.micro_batch
+    cap = forward_cap(config)
     sizes = micro_batches(config.train.global_batch // place.world_size, cap)
     settings = step_settings(config, sizes, place.world_size, device)
     log.info(settings.described())
@@ -147,10 +151,10 @@ def train(plan: Plan, place: Place) -> None:
     with closing(batches), closing(progress):
         while cursor.step < total_steps:
             rate = learning_rate(cursor.step, config.optim, order.steps_per_epoch, total_steps)
-            loss, norm = train_step(
+            loss, count, norm = train_step(
                 ddp_model, task, batches, optimizer, settings, cursor.step, rate
             )
-            meter.add(cursor.step, loss, sum(sizes), norm)
+            meter.add(cursor.step, loss, count, norm)
             cursor.advance(config.train.global_batch)
             progress.step()
             wishes = votes.at(cursor.step)

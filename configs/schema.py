@@ -181,12 +181,13 @@ class Save(Section):
 class Ddp(Section):
     exact: bool = Field(
         default=False,
-        description="reduce gradients in an order that the world size does not change",
+        description="the same bits on 1, 2, 4, ... processes: gradients of fixed shards, in a tree",
     )
     shards: int | None = Field(
         default=None,
         ge=1,
-        description="equal parts of the global batch in exact mode; null: derived",
+        description="equal parts of the global batch in exact mode, a power of two and at least as "
+        "many as processes; null: 8, fewer where the batch does not divide, more for micro_batch",
     )
     sync_batchnorm: bool = Field(
         default=False, description="BatchNorm statistics over all ranks (GPUs only)"
@@ -250,6 +251,32 @@ class Config(Section):
         return self
 
 
+def _exact_conflicts(train: Train, ddp: Ddp) -> Iterator[tuple[str, str]]:
+    """What exact mode cannot be asked for together with."""
+    for name in ("sync_batchnorm", "static_graph", "find_unused_parameters"):
+        if ddp.exact and getattr(ddp, name):
+            yield (
+                f"ddp.{name}",
+                "exact mode runs the bare module, shard by shard; set one of ddp.exact and this",
+            )
+    shards = ddp.shards
+    if not ddp.exact or shards is None:
+        return
+    if shards & (shards - 1):
+        yield "ddp.shards", f"{shards} shards make no binary tree; use a power of two"
+    elif train.global_batch % shards:
+        yield (
+            "ddp.shards",
+            f"{shards} equal shards cannot be cut from train.global_batch={train.global_batch}",
+        )
+    elif train.micro_batch is not None and train.global_batch > shards * train.micro_batch:
+        yield (
+            "ddp.shards",
+            f"a shard is one forward of {train.global_batch // shards} samples, more than "
+            f"train.micro_batch={train.micro_batch}",
+        )
+
+
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what contradicts what and the way out) of options that are wrong only together."""
     train, optim, ddp, data = config.train, config.optim, config.ddp, config.data
@@ -269,11 +296,7 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         )
     if ddp.shards is not None and not ddp.exact:
         yield "ddp.shards", "shards belong to exact mode; set ddp.exact=true or shards=null"
-    if ddp.shards is not None and train.global_batch % ddp.shards:
-        yield (
-            "ddp.shards",
-            f"{ddp.shards} equal shards cannot be cut from train.global_batch={train.global_batch}",
-        )
+    yield from _exact_conflicts(train, ddp)
     for name, (least, most), limit in (
         ("crop_area", data.augment.crop_area, 1.0),
         ("crop_ratio", data.augment.crop_ratio, math.inf),

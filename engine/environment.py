@@ -1,5 +1,6 @@
 """What a run's bits depend on besides its configuration."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import Train
+from configs.schema import Config
 
 
 def environment(world_size: int, device: torch.device) -> dict[str, Any]:
@@ -48,10 +49,17 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def make_deterministic(train: Train) -> None:
-    """Ask for deterministic kernels when the configuration does; call before the GPU is used."""
-    if train.deterministic:
+def make_deterministic(config: Config) -> None:
+    """Ask for what the configuration needs for equal bits; call before the GPU is used.
+
+    Exact mode fixes the number of threads, to OMP_NUM_THREADS or else one, which is what torchrun
+    gives its ranks: sums are divided among threads. On a GPU it needs deterministic kernels too.
+    """
+    if config.ddp.exact:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
+    on_gpu = torch.cuda.is_available()
+    if config.train.deterministic or (config.ddp.exact and on_gpu):
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    elif torch.cuda.is_available():
+    elif on_gpu:
         torch.backends.cudnn.benchmark = True

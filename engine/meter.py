@@ -23,17 +23,17 @@ class Meter:
 
     def __init__(self, device: torch.device, carried: dict[str, int], *, carries: bool) -> None:
         """`carried`: `totals` of a checkpoint, which one rank (`carries`) holds for all."""
-        sums = [carried.get("loss", 0), carried.get("samples", 0)] if carries else [0, 0]
+        sums = [carried.get("loss", 0), carried.get("count", 0)] if carries else [0, 0]
         self._sums = torch.tensor(sums, dtype=torch.int64, device=device)
         self._norms: list[tuple[int, Tensor]] = []
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
 
-    def add(self, step: int, loss_units: Tensor, samples: int, norm: Tensor) -> None:
+    def add(self, step: int, loss_units: Tensor, count: Tensor | int, norm: Tensor) -> None:
         """Count step `step` (from 0), which ended now: this rank's summed loss () in units of
-        2**-32, its samples, and the norm () of the whole gradient."""
+        2**-32, what it is a sum over, and the norm () of the whole gradient."""
         self._sums[0] += loss_units
-        self._sums[1] += samples
+        self._sums[1] += count
         self._norms.append((step, norm))
         now = time.perf_counter()
         self._steps += 1
@@ -49,8 +49,8 @@ class Meter:
         for step, norm in self._norms:
             require_finite(norm, step)
         self._norms = self._norms[-1:]
-        loss, samples = sum_over_ranks(self._sums.clone()).tolist()
-        return {"loss": loss, "samples": samples}
+        loss, count = sum_over_ranks(self._sums.clone()).tolist()
+        return {"loss": loss, "count": count}
 
     def row(self, cursor: Cursor, rate: float, stall_s: float) -> Row:
         """A metrics row of the steps since the last one; a collective. Starts anew.
@@ -65,7 +65,7 @@ class Meter:
             "epoch": cursor.epoch,
             "samples": cursor.samples,
             "train": {
-                "loss": from_fixed(totals["loss"]) / totals["samples"],
+                "loss": from_fixed(totals["loss"]) / max(1, totals["count"]),
                 "lr": rate,
                 "grad_norm": norm,
             },

@@ -1,9 +1,6 @@
 """One optimizer step: forward, backward, the check of the gradient, the update."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,52 +8,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from configs.schema import Config
+from engine.exact import exact
+from engine.gradient import (
+    Batch,
+    Count,
+    MicroBatch,
+    StepSettings,
+    Trains,
+    averaged,
+    key_randomness,
+    mixed_precision,
+)
 from engine.optim import gradients, set_learning_rate
-from utils.fixed import to_fixed
-from utils.keyed import seed_of
-
-Batch = dict[str, Tensor]
-
-
-class MicroBatch(Protocol):
-    """A batch of one forward, and its number among the micro-batches of the global batch."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def batch(self) -> Batch: ...
-
-
-DROPOUT = 1  # the stream of keys that a forward pass draws from
-
-
-class Trains(Protocol):
-    """The part of a task that a step needs (see tasks/task.py)."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """What stays the same from step to step; sizes in samples."""
-
-    seed: int
-    precision: str
-    world_size: int
-    global_batch: int
-    micro_batches: tuple[int, ...]  # of one rank in one step, each a forward pass
-    clip_norm: float | None
-    device: torch.device
-
-    def described(self) -> str:
-        """The layout of a step, such as `2 processes x 3 micro-batches x 16 = global batch 96`."""
-        sizes = sorted(set(self.micro_batches))
-        size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} or {sizes[-1]}"
-        processes = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
-        count = len(self.micro_batches)
-        parts = f"{count} micro-batch{'es' if count > 1 else ''}"
-        return f"{processes} x {parts} x {size} = global batch {self.global_batch}"
 
 
 def step_settings(
@@ -71,6 +34,7 @@ def step_settings(
         micro_batches=tuple(micro_batches),
         clip_norm=config.optim.clip_norm,
         device=device,
+        accumulate=exact if config.ddp.exact else averaged,
     )
 
 
@@ -86,62 +50,21 @@ def train_step(
     settings: StepSettings,
     step: int,
     rate: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Count, Tensor]:
     """Take optimizer step `step` (from 0) on the next micro-batches, with learning rate `rate`.
 
-    Returns this rank's summed loss () in units of 2**-32 and the norm () of the whole gradient,
-    both on the device and not yet read. On the CPU, NonFinite before a step that would poison the
-    weights.
+    Returns this rank's summed loss () in units of 2**-32, what it is a sum over, and the norm () of
+    the whole gradient, on the device and not yet read. On the CPU, NonFinite before a step that
+    would poison the weights.
     """
-    loss_units = accumulate(ddp_model, task, batches, settings, step)
+    loss_units, count = settings.accumulate(ddp_model, task, batches, settings, step)
     norm = clip(optimizer, settings.clip_norm)
     if settings.device.type == "cpu":
         require_finite(norm, step)
     set_learning_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad()
-    return loss_units, norm
-
-
-def accumulate(
-    ddp_model: DistributedDataParallel,
-    task: Trains,
-    batches: Iterator[MicroBatch],
-    settings: StepSettings,
-    step: int,
-) -> Tensor:
-    """Leave the gradient of the mean loss over the global batch in `.grad`; return the summed loss.
-
-    All micro-batches but the last run under `no_sync`. DDP averages over ranks, hence the factor.
-    """
-    scale = settings.world_size / settings.global_batch
-    loss_units = torch.zeros((), dtype=torch.int64, device=settings.device)
-    for index in range(len(settings.micro_batches)):
-        piece = next(batches)
-        key_randomness(settings, step, piece.index)
-        is_last = index == len(settings.micro_batches) - 1
-        with nullcontext() if is_last else ddp_model.no_sync():
-            with mixed_precision(settings):
-                loss = task.loss(ddp_model, piece.batch)
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
-        loss_units += to_fixed(loss)
-    return loss_units
-
-
-def key_randomness(settings: StepSettings, step: int, index: int) -> None:
-    """Make dropout and the like a function of (seed, step, micro-batch of the global batch)."""
-    seed = seed_of(settings.seed, DROPOUT, step, index)
-    torch.default_generator.manual_seed(seed)
-    if settings.device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def mixed_precision(settings: StepSettings) -> AbstractContextManager[None]:
-    """Autocast to the configured half type, or nothing for fp32."""
-    if settings.precision == "fp32":
-        return nullcontext()
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
-    return torch.autocast(settings.device.type, dtype=half)
+    return loss_units, count, norm
 
 
 def clip(optimizer: Optimizer, max_norm: float | None) -> Tensor:
@@ -180,8 +103,11 @@ def warm_up(
     DDP regroups its buckets after the first backward of a process (after the second with
     `static_graph`), and the order of a sum over three ranks depends on a gradient's place in its
     bucket: without this a resumed process would take its first step in another layout than the
-    unbroken run did. Gradients and buffers are put back as they were.
+    unbroken run did. Gradients and buffers are put back as they were. Exact mode does not sum in
+    buckets.
     """
+    if settings.accumulate is exact:
+        return
     buffers = {name: buffer.clone() for name, buffer in ddp_model.module.named_buffers()}
     for _ in range(passes):
         key_randomness(settings, 0, 0)

@@ -16,6 +16,7 @@ class Task(Protocol):
     """A task knows batches and networks, and nothing of ranks or steps."""
 
     metrics: Mapping[str, bool]  # what `summarise` names -> whether higher is better
+    counts_vary: bool  # whether batches of equal size may differ in `count`
 
     def collate(self, samples: list[Any]) -> Batch:
         """A batch (dict of tensors) of a list of the dataset's samples."""
@@ -30,7 +31,11 @@ class Task(Protocol):
         ...
 
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
-        """Integer sums, of any shape, that may be added over batches and ranks."""
+        """Integer sums, of any shape, that may be added over batches and ranks.
+
+        An entry named `worst_...` holds rows (N, C) instead, the first column a score and the
+        second a sample's number: of all batches and ranks together the N highest are kept.
+        """
         ...
 
     def summarise(self, sums: Sums) -> dict[str, float]:

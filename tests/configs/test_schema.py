@@ -83,7 +83,14 @@ def test_the_evaluation_batch_needs_no_world_size(train, samples):
         ({"optim": {"betas": [0.9, 1.0]}}, "below 1"),
         ({"ddp": {"static_graph": True, "find_unused_parameters": True}}, "set one of"),
         ({"ddp": {"shards": 4}}, "ddp.exact=true"),
-        ({"ddp": {"shards": 7, "exact": True}}, "7 equal shards"),
+        ({"ddp": {"shards": 7, "exact": True}}, "7 shards make no binary tree"),
+        ({"ddp": {"shards": 64, "exact": True}}, "64 equal shards cannot be cut"),
+        (
+            {"ddp": {"shards": 2, "exact": True}, "train": {"micro_batch": 47}},
+            "48 samples, more than train.micro_batch=47",
+        ),
+        ({"ddp": {"exact": True, "sync_batchnorm": True}}, "runs the bare module"),
+        ({"ddp": {"exact": True, "static_graph": True}}, "runs the bare module"),
         ({"data": {"image_size": 8, "augment": {"pad": 8}}}, "shifts of 8 pixels"),
     ],
 )

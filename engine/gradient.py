@@ -1,0 +1,130 @@
+"""The gradient of one optimizer step: of the mean loss over the whole global batch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp.collectives import sum_over_ranks
+from utils.fixed import to_fixed
+from utils.keyed import seed_of
+
+Batch = dict[str, Tensor]
+Count = Tensor | int
+
+DROPOUT = 1  # the stream of keys that a forward pass draws from
+
+
+class MicroBatch(Protocol):
+    """A batch of one forward, and its number among the micro-batches of the global batch."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+
+class Trains(Protocol):
+    """The part of a task that a step needs (see tasks/task.py)."""
+
+    counts_vary: bool
+
+    def count(self, batch: Batch) -> Count: ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What stays the same from step to step; sizes in samples."""
+
+    seed: int
+    precision: str
+    world_size: int
+    global_batch: int
+    micro_batches: tuple[int, ...]  # of one rank in one step, each a forward pass
+    clip_norm: float | None
+    device: torch.device
+    accumulate: "Accumulate"  # averaged by DDP, or exact on any number of processes
+
+    def described(self) -> str:
+        """The layout of a step, such as `2 processes x 3 micro-batches x 16 = global batch 96`."""
+        sizes = sorted(set(self.micro_batches))
+        size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} or {sizes[-1]}"
+        processes = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
+        count = len(self.micro_batches)
+        parts = f"{count} micro-batch{'es' if count > 1 else ''}"
+        return f"{processes} x {parts} x {size} = global batch {self.global_batch}"
+
+
+# Leaves the gradient in `.grad`; returns this rank's summed loss () in units of 2**-32 and its
+# count, which together over all ranks make the mean loss.
+Accumulate = Callable[
+    [DistributedDataParallel, Trains, Iterator[MicroBatch], StepSettings, int],
+    tuple[Tensor, Count],
+]
+
+
+def averaged(
+    ddp_model: DistributedDataParallel,
+    task: Trains,
+    batches: Iterator[MicroBatch],
+    settings: StepSettings,
+    step: int,
+) -> tuple[Tensor, Count]:
+    """Micro-batches add up in `.grad`, and DDP averages over ranks while the last runs backward.
+
+    All but the last run under `no_sync`. The average is undone in the factor.
+    """
+    pieces, count, total = counted(task, batches, settings)
+    scale = settings.world_size / total
+    loss_units = torch.zeros((), dtype=torch.int64, device=settings.device)
+    last = len(settings.micro_batches) - 1
+    for number in range(last + 1):
+        piece = next(pieces)
+        key_randomness(settings, step, piece.index)
+        with nullcontext() if number == last else ddp_model.no_sync():
+            with mixed_precision(settings):
+                loss = task.loss(ddp_model, piece.batch)
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+        loss_units += to_fixed(loss)
+    return loss_units, count
+
+
+def counted(
+    task: Trains, batches: Iterator[MicroBatch], settings: StepSettings
+) -> tuple[Iterator[MicroBatch], Count, Count]:
+    """The micro-batches of a step, what they count, and what those of all ranks count together.
+
+    Where every sample counts the same this is known beforehand. Where counts vary (valid pixels,
+    boxes), the mean over the global batch is not the mean of the ranks' means: the counts are added
+    over ranks, one small all-reduce, for which the step's micro-batches are fetched first.
+    """
+    parts = len(settings.micro_batches)
+    if not task.counts_vary:
+        return batches, sum(settings.micro_batches), settings.global_batch
+    pieces = [next(batches) for _ in range(parts)]
+    counts = [torch.as_tensor(task.count(piece.batch)) for piece in pieces]
+    count = torch.stack(counts).sum().to(settings.device)
+    return iter(pieces), count, sum_over_ranks(count.clone()).clamp(min=1)
+
+
+def key_randomness(settings: StepSettings, step: int, index: int) -> None:
+    """Make dropout and the like a function of (seed, step, micro-batch of the global batch)."""
+    seed = seed_of(settings.seed, DROPOUT, step, index)
+    torch.default_generator.manual_seed(seed)
+    if settings.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def mixed_precision(settings: StepSettings) -> AbstractContextManager[None]:
+    """Autocast to the configured half type, or nothing for fp32."""
+    if settings.precision == "fp32":
+        return nullcontext()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+    return torch.autocast(settings.device.type, dtype=half)
