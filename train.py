@@ -165,7 +165,8 @@ def train(plan: Plan, place: Place) -> None:
                 row = meter.row(cursor, rate, saver.stall_s())
                 if evaluates:
                     held_out_batches = eval_batches(held_out, config.train.evaluation_batch, *ranks)
-                    row["eval"] = evaluate(model, task, held_out_batches, mixed_precision(settings))
+                    found = evaluate(model, task, held_out_batches, mixed_precision(settings))
+                    row["eval"] = found.metrics
                     is_best = cursor.improve(row["eval"][best_metric], higher_is_better)
                 record_row(row)
                 progress.tell(row)
@@ -202,13 +203,13 @@ def score(plan: Plan, place: Place) -> None:
         held_out, task.collate, eval_transform(held_out, device), device, config.data.workers
     )
     batches = eval_batches(source, config.train.evaluation_batch, place.rank, place.world_size)
-    scores = evaluate(
+    found = evaluate(
         ddp_model.module,
         task,
         batches,
         mixed_precision(step_settings(config, [], place.world_size, device)),
     )
-    log.info("%s: %s on %d samples", plan.file, told(scores), len(held_out))
+    log.info("%s: %s on %d samples", plan.file, told(found.metrics), len(held_out))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,19 @@
 import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from functools import partial, reduce
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ddp.collectives import broadcast_bytes, broadcast_from_rank0, group_device, sum_over_ranks
+from ddp.collectives import (
+    broadcast_bytes,
+    broadcast_from_rank0,
+    gather_rows,
+    group_device,
+    sum_over_ranks,
+)
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
@@ -22,12 +29,19 @@ class Measures(Protocol):
     def summarise(self, sums: Sums) -> dict[str, float]: ...
 
 
+class Evaluation(NamedTuple):
+    """Metrics of a whole dataset, and the integer sums (on the CPU) that they come from."""
+
+    metrics: dict[str, float]
+    sums: Sums
+
+
 def evaluate(
     model: nn.Module,
     task: Measures,
     batches: Iterable[Batch],
     precision: AbstractContextManager[None],
-) -> dict[str, float]:
+) -> Evaluation:
     """The task's metrics over the batches of all ranks together, the same on every rank.
 
     `model` is the bare module: the DDP forward would broadcast buffers, and wait for ranks that
@@ -41,9 +55,22 @@ def evaluate(
     with torch.inference_mode(), precision:
         for batch in batches:
             for name, value in task.measure(model, batch).items():
-                sums[name] = sums[name] + value if name in sums else value
+                sums[name] = _added(name, sums[name], value) if name in sums else value
     model.train(was_training)
-    return task.summarise(_add_over_ranks(sums))
+    total = _add_over_ranks(sums)
+    return Evaluation(task.summarise(total), total)
+
+
+def _added(name: str, one: Tensor, other: Tensor) -> Tensor:
+    """Both together; of `worst_...` rows (N, C), the N with the highest first column.
+
+    Equals are ordered by the second column, so that the order of batches does not matter.
+    """
+    if not name.startswith("worst_"):
+        return one + other
+    rows = torch.cat([one, other])
+    rows = rows[rows[:, 1].argsort(stable=True)]
+    return rows[rows[:, 0].argsort(descending=True, stable=True)][: len(one)]
 
 
 def _add_over_ranks(sums: Sums) -> Sums:
@@ -53,15 +80,18 @@ def _add_over_ranks(sums: Sums) -> Sums:
     """
     described = {name: list(value.shape) for name, value in sums.items()}
     layout: dict[str, list[int]] = json.loads(broadcast_bytes(json.dumps(described).encode()))
-    flat = [
-        sums[name].reshape(-1)
-        if name in sums
-        else torch.zeros(shape, dtype=torch.int64).reshape(-1)
-        for name, shape in layout.items()
-    ]
     device = group_device()
-    total = sum_over_ranks(torch.cat([part.to(device, torch.int64) for part in flat])).cpu()
-    parts = torch.split(total, [part.numel() for part in flat])
-    return {
-        name: part.reshape(shape) for (name, shape), part in zip(layout.items(), parts, strict=True)
+    here = {
+        name: sums[name].to(device, torch.int64)
+        if name in sums
+        else torch.full(shape, -1 if name.startswith("worst_") else 0, device=device)
+        for name, shape in layout.items()
     }
+    added = [name for name in layout if not name.startswith("worst_")]
+    total = sum_over_ranks(torch.cat([here[name].reshape(-1) for name in added])).cpu()
+    parts = dict(zip(added, torch.split(total, [here[name].numel() for name in added]), strict=True))
+    result = {name: part.reshape(layout[name]) for name, part in parts.items()}
+    for name in (name for name in layout if name not in added):
+        rows = gather_rows(here[name].reshape(-1)).reshape(-1, *layout[name])
+        result[name] = reduce(partial(_added, name), rows)
+    return result
