@@ -5,6 +5,7 @@ interprets the pickle inside; no unpickler is ever started on a file.
 """
 
 import io
+import mmap
 import os
 import stat
 import struct
@@ -57,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
         contents = look(path)
         if isinstance(contents.tree, _Safetensors):
             return contents.tree.tensors()
-        source = _Source(contents)
+        source = _source(contents)
         content = plain(contents.tree, contents.size, source.tensor)
         if not isinstance(content, dict):
             raise BadInput(f"holds a {type(content).__name__}, not a dict of weights")
@@ -210,22 +211,34 @@ def _storages(tree: Any, size: int) -> dict[str, Storage]:
     return found
 
 
+def _source(contents: Contents) -> "_Source":
+    try:
+        return _Source(contents)
+    except (OSError, ValueError) as error:  # ValueError: it became shorter since it was looked at
+        raise BadInput(f"cannot be read: {error}") from error
+
+
 class _Source:
     """The mapped bytes of a file; hands out its tensors."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._bytes = torch.UntypedStorage.from_file(str(contents.path), False, contents.size)
+        with contents.path.open("rb") as file:
+            # Private pages: whoever writes into a tensor of a file writes into memory.
+            self._bytes = mmap.mmap(file.fileno(), contents.size, access=mmap.ACCESS_COPY)
         self._storages: dict[str, torch.UntypedStorage] = {}
 
     def tensor(self, stored: Stored) -> Tensor:
         storage = stored.storage
         if storage.key not in self._storages:
             start = self._contents.starts[storage.key]
-            size = storage.numel * storage.dtype.itemsize
-            part = self._bytes[start : start + size]
+            flat = torch.empty(0, dtype=storage.dtype)
+            if storage.numel:
+                flat = torch.frombuffer(
+                    self._bytes, dtype=storage.dtype, count=storage.numel, offset=start
+                )
             # Old files do not align their tensors, and some kernels rely on it.
-            self._storages[storage.key] = part.clone() if start % 16 else part
+            self._storages[storage.key] = (flat.clone() if start % 16 else flat).untyped_storage()
         empty = torch.empty(0, dtype=storage.dtype)
         return empty.set_(self._storages[storage.key], stored.offset, stored.shape, stored.strides)
 

@@ -29,6 +29,9 @@ _TEMPORARY = re.compile(
     r"\.((step-\d{8,}|last|best)\.pt|\.written\.json|config\.yaml|metrics\.jsonl|exit)\..+\.tmp"
 )
 _LEDGER = ".written.json"
+_BUFFER = 1 << 18
+_LARGEST_WRITE = 1 << 30  # Linux writes 2 GB at most at a time
+
 # What a filesystem without hard links answers.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 
@@ -103,6 +106,8 @@ def _reasons(temporary: Path, final: Path) -> Iterator[None]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, BadInput) and isinstance(error.__cause__, OSError):
+            error = error.__cause__  # the disk refused to be read, which is not damage
         if isinstance(error, OSError):
             reason = f"{error.strerror or error} while saving {final}"
             path = str(error.filename or final)
@@ -118,23 +123,31 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.path = path
         self.descriptor = os.open(path, flags, 0o666)
         self.error: OSError | None = None
+        self._small = bytearray()  # a small tensor is several writes of a few bytes
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
+        if len(view) + len(self._small) < _BUFFER:
+            self._small += view
+        else:
+            self.flush()
+            self._write_through(view)
+        return len(view)
+
+    def flush(self) -> None:
+        waiting, self._small = self._small, bytearray()
+        self._write_through(memoryview(waiting))
+
+    def _write_through(self, view: memoryview) -> None:
         done = 0
         try:
             while done < len(view):
-                done += os.write(self.descriptor, view[done : done + (1 << 30)])
+                done += os.write(self.descriptor, view[done : done + _LARGEST_WRITE])
         except OSError as error:
-            self.error = self.error or OSError(error.errno, error.strerror, str(self.path))
+            self.error = self.error or error
             raise
-        return done
-
-    def flush(self) -> None:
-        """Nothing is buffered; `torch.save` asks."""
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -144,6 +157,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     try:
         try:
             torch.save(content, file)  # type: ignore[arg-type]
+            file.flush()
         except RuntimeError:
             if file.error is not None:
                 raise file.error from None
