@@ -87,10 +87,9 @@ def broadcast_bytes(content: bytes) -> bytes:
     size = int(length.item())
     if size == 0:
         return b""
-    if dist.get_rank() == 0:
-        buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(group_device())
-    else:
-        buffer = torch.empty(size, dtype=torch.uint8, device=group_device())
+    buffer = torch.empty(size, dtype=torch.uint8, device=group_device())
+    if len(content) == size:  # rank 0's, or by chance another's, which is then overwritten
+        buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     dist.broadcast(buffer, src=0)
     return bytes(buffer.cpu().numpy().tobytes())
 

@@ -1,0 +1,30 @@
+"""Networks that only tests use."""
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+
+class OutOfOrder(nn.Module):
+    """Layers registered in another order than they run in, as DDP's buckets do not expect it."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.norm3 = nn.BatchNorm2d(64)
+        self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K)."""
+        x = relu(self.norm1(self.conv1(x)))
+        x = relu(self.norm3(self.conv3(relu(self.conv2(x)))))
+        logits: Tensor = self.head(self.dropout(x.mean(dim=(2, 3))))
+        return logits
+
+
+def out_of_order(num_classes: int, in_channels: int) -> nn.Module:
+    """A small network whose registration order is not its execution order."""
+    return OutOfOrder(num_classes, in_channels)
