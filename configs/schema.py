@@ -66,6 +66,26 @@ class Augment(Section):
     flip: bool = Field(
         default=False, description="mirror half of the training images left to right"
     )
+    policy: Literal["randaugment", "trivialaugment"] | None = Field(
+        default=None, description="operations of colour and shape drawn for each training image"
+    )
+    operations: int = Field(default=2, ge=1, description="operations an image of randaugment")
+    magnitude: int = Field(
+        default=9, ge=0, le=30, description="strength of randaugment's operations, 0 to 30"
+    )
+    erase: float = Field(
+        default=0.0, ge=0, le=1, description="share of the training images with a box painted over"
+    )
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="Beta parameter of blending each image with its neighbour; 0: off",
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        description="Beta parameter of pasting a box of its neighbour into each image; 0: off",
+    )
     crop_area: Pair = Field(
         default=(0.08, 1.0),
         description="part of an image file that a training crop covers: [least, most]",
@@ -297,6 +317,10 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     if ddp.shards is not None and not ddp.exact:
         yield "ddp.shards", "shards belong to exact mode; set ddp.exact=true or shards=null"
     yield from _exact_conflicts(train, ddp)
+    if data.augment.policy != "randaugment":
+        for name in ("operations", "magnitude"):
+            if getattr(data.augment, name) != Augment.model_fields[name].default:
+                yield f"data.augment.{name}", "it belongs to data.augment.policy=randaugment"
     for name, (least, most), limit in (
         ("crop_area", data.augment.crop_area, 1.0),
         ("crop_ratio", data.augment.crop_ratio, math.inf),

@@ -38,10 +38,10 @@ class Request:
 
 
 class Fetched(NamedTuple):
-    """A batch, None if nothing of it could be read, and what was wrong with samples left out."""
+    """A batch, None if nothing of it could be read; the samples left out, and why."""
 
     batch: Batch | None
-    skipped: list[str]
+    skipped: dict[int, str]
 
 
 def fetch(dataset: Any, collate: Collate, request: Request) -> Fetched:
@@ -51,7 +51,7 @@ def fetch(dataset: Any, collate: Collate, request: Request) -> Fetched:
     """
     if hasattr(dataset, "in_epoch"):
         dataset = dataset.in_epoch(request.seed, request.epoch)
-    samples, skipped = request.samples, list[str]()
+    samples, skipped = request.samples, dict[int, str]()
     if hasattr(dataset, "__getitems__"):
         batch: Batch = dataset.__getitems__(samples)
     else:
@@ -64,14 +64,14 @@ def fetch(dataset: Any, collate: Collate, request: Request) -> Fetched:
     return Fetched(batch, skipped)
 
 
-def _row(dataset: Any, sample: int, skipped: list[str]) -> Any:
+def _row(dataset: Any, sample: int, skipped: dict[int, str]) -> Any:
     """What the dataset has at `sample`, or what stands in for an unreadable one; None: nothing."""
     try:
         return dataset[sample]
     except BadImage as reason:
         if not getattr(dataset, "skips_bad_images", False):
             raise BadImage(f"sample {sample}: {reason}") from reason.__cause__
-        skipped.append(f"sample {sample}: {reason}")
+        skipped[sample] = str(reason)
     for other in dataset.stand_ins(sample):
         try:
             return dataset[other]

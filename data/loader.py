@@ -37,12 +37,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The samples of one micro-batch, and its place in the run."""
+    """The samples of one micro-batch, and its place in the run.
+
+    `kept` are those it is made of; the others are neighbours that some of them are mixed with.
+    """
 
     step: int
     epoch: int
     index: int
     samples: Indices
+    kept: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ def train_batches(
     stop_step: int,
 ) -> Generator[MicroBatch]:
     """Rank's micro-batches of steps start_step..stop_step, in turn; closing it ends its workers."""
-    pieces = _train_pieces(order, rank, world_size, micro_batch, start_step, stop_step)
-    return _delivered(source, pieces, rank)
+    cuts = _cuts(order.global_batch, rank, world_size, micro_batch, source.transform.mixes)
+    return _delivered(source, _train_pieces(order, cuts, start_step, stop_step), rank)
 
 
 def warm_up_batch(
@@ -90,31 +94,50 @@ def warm_up_batch(
 def eval_batches(source: Source, batch: int, rank: int, world_size: int) -> Generator[Batch]:
     """Rank's batches of one pass over the dataset: over all ranks, every sample exactly once."""
     parts = eval_parts(len(source.dataset), batch, rank, world_size)
-    pieces = (Piece(0, 0, number, samples) for number, samples in enumerate(parts))
+    pieces = (Piece(0, 0, number, samples, slice(None)) for number, samples in enumerate(parts))
     with closing(_delivered(source, pieces, rank)) as delivered:
         for item in delivered:
             yield item.batch
 
 
-def _train_pieces(
-    order: TrainOrder,
-    rank: int,
-    world_size: int,
-    micro_batch: int | None,
-    start_step: int,
-    stop_step: int,
-) -> Iterator[Piece]:
-    part = share(order.global_batch, rank, world_size)
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One micro-batch of every step: the positions in the global batch to read, and to keep."""
+
+    index: int
+    read: range
+    kept: slice
+
+
+def _cuts(
+    global_batch: int, rank: int, world_size: int, micro_batch: int | None, mixes: bool
+) -> list[_Cut]:
+    """Rank's micro-batches; where neighbours are mixed, each is read out to whole pairs."""
+    part = share(global_batch, rank, world_size)
     sizes = micro_batches(len(part), micro_batch)
+    cuts, low = [], part.start
+    for index, size in enumerate(sizes, start=rank * len(sizes)):
+        high = low + size
+        read = range(low, high)
+        if mixes:
+            read = range(low - low % 2, min(high + high % 2, global_batch))
+        cuts.append(_Cut(index, read, slice(low - read.start, high - read.start)))
+        low = high
+    return cuts
+
+
+def _train_pieces(
+    order: TrainOrder, cuts: list[_Cut], start_step: int, stop_step: int
+) -> Iterator[Piece]:
+    read = range(cuts[0].read.start, cuts[-1].read.stop)
     step = start_step
     while step < stop_step:
         epoch, done = divmod(step, order.steps_per_epoch)
-        ahead = min(stop_step - step, order.steps_per_epoch - done, max(1, _AHEAD // len(part)))
-        for row in order.table(step, ahead, part):
-            low = 0
-            for number, size in enumerate(sizes, start=rank * len(sizes)):
-                yield Piece(step, epoch, number, row[low : low + size])
-                low += size
+        ahead = min(stop_step - step, order.steps_per_epoch - done, max(1, _AHEAD // len(read)))
+        for row in order.table(step, ahead, read):
+            for cut in cuts:
+                samples = row[cut.read.start - read.start : cut.read.stop - read.start]
+                yield Piece(step, epoch, cut.index, samples, cut.kept)
             step += 1
 
 
@@ -138,18 +161,22 @@ def _delivered(source: Source, pieces: Iterator[Piece], rank: int) -> Generator[
 def _transformed(
     source: Source, pairs: Iterable[tuple[Piece, Fetched]], rank: int
 ) -> Iterator[MicroBatch]:
-    told: set[str] = set()
+    told: set[int] = set()
     for piece, (batch, skipped) in pairs:
-        for reason in skipped:
-            if reason not in told:
-                log.warning("rank %d skips %s", rank, reason)
+        for sample, reason in skipped.items():
+            if sample not in told:
+                log.warning("rank %d skips sample %d: %s", rank, sample, reason)
         told.update(skipped)
-        if batch is not None:
-            samples = batch["sample"].numpy()
-            if source.device.type == "cuda":
-                batch = _copied(batch, source.device)
-            batch = source.transform(batch, samples, piece.epoch)
-            yield MicroBatch(piece.step, piece.index, batch, len(skipped))
+        if batch is None:
+            continue
+        kept = piece.samples[piece.kept].tolist() if skipped else []
+        samples = batch["sample"].numpy()
+        if source.device.type == "cuda":
+            batch = _copied(batch, source.device)
+        batch = source.transform(batch, samples, piece.epoch)
+        if source.transform.mixes:
+            batch = {name: value[piece.kept] for name, value in batch.items()}
+        yield MicroBatch(piece.step, piece.index, batch, sum(sample in skipped for sample in kept))
 
 
 def _copied(batch: Batch, device: torch.device) -> Batch:

@@ -10,18 +10,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad as padded_with_black
 
 from configs.schema import Augment
+from data import erase, policies
 from data.datasets import Dataset
 from data.fetch import Batch
+from data.mixing import mixed
 from data.order import Indices
+from data.shift import shift_and_flip
 from utils.keyed import mix, uniforms
 
-_SHIFT_AND_FLIP = 1  # purpose of a draw: each has numbers of its own, whatever else is switched on
+# Purposes of draws: each has numbers of its own, whatever else is switched on.
+_SHIFT_AND_FLIP, _POLICY, _ERASE, _MIX = 1, 4, 5, 6
 
 
 class Transform(Protocol):
@@ -29,6 +31,11 @@ class Transform(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it needs whole pairs of neighbours in the global batch."""
+        ...
 
     def __call__(self, batch: Batch, samples: Indices, epoch: int) -> Batch:
         """The batch with `image` as float32, for the `samples` (B,) that it holds."""
@@ -43,13 +50,42 @@ class TrainTransform:
     augment: Augment
     seed: int
 
+    @property
+    def mixes(self) -> bool:
+        """Whether neighbours in the global batch are mixed."""
+        return self.augment.mixup > 0 or self.augment.cutmix > 0
+
     def __call__(self, batch: Batch, samples: Indices, epoch: int) -> Batch:
         """The batch with its images augmented as in `epoch`."""
         image, augment = batch["image"], self.augment
         if augment.pad or augment.flip:
-            drawn = uniforms(mix(self.seed, epoch, samples, _SHIFT_AND_FLIP), 3)
+            drawn = uniforms(self._keys(samples, epoch, _SHIFT_AND_FLIP), 3)
             image = shift_and_flip(image, augment.pad, augment.flip, drawn)
-        return {**batch, "image": self.normalise(image)}
+        if augment.policy:
+            image = self._by_policy(image, samples, epoch)
+        image = self.normalise(image)
+        if augment.erase:
+            drawn = uniforms(self._keys(samples, epoch, _ERASE), erase.DRAWS)
+            image = erase.erased(image, augment.erase, drawn)
+        batch = {**batch, "image": image}
+        if self.mixes:
+            keys = self._keys(samples, epoch, _MIX)
+            batch = mixed(batch, keys, augment.mixup, augment.cutmix)
+        return batch
+
+    def _by_policy(self, image: Tensor, samples: Indices, epoch: int) -> Tensor:
+        augment = self.augment
+        assert augment.policy is not None
+        count = augment.operations if augment.policy == "randaugment" else 1
+        magnitude = augment.magnitude if augment.policy == "randaugment" else None
+        drawn = uniforms(self._keys(samples, epoch, _POLICY), count * policies.DRAWS)
+        for number in range(count):
+            own = drawn[:, number * policies.DRAWS :][:, : policies.DRAWS]
+            image = policies.augmented(image, augment.policy, magnitude, own)
+        return image
+
+    def _keys(self, samples: Indices, epoch: int, purpose: int) -> NDArray[np.uint64]:
+        return mix(self.seed, epoch, samples, purpose)
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,7 @@ class EvalTransform:
 
     normalise: Callable[[Tensor], Tensor]
     seed: int = 0
+    mixes: bool = False
 
     def __call__(self, batch: Batch, samples: Indices, epoch: int) -> Batch:
         """The batch with its images normalised, whatever the epoch."""
@@ -74,35 +111,6 @@ def train_transform(
 def eval_transform(dataset: Dataset, device: torch.device) -> EvalTransform:
     """No augmentation, on `device`."""
     return EvalTransform(_normaliser(dataset, device))
-
-
-def shift_and_flip(images: Tensor, pad: int, flip: bool, drawn: NDArray[np.float64]) -> Tensor:
-    """Each image moved by up to `pad` pixels each way over black, half of them mirrored.
-
-    images (B, C, H, W), drawn (B, 3) in [0, 1) -> (B, C, H, W) of the same type.
-    """
-    count, _, height, width = images.shape
-    if flip:
-        row = np.arange(count) + count * (drawn[:, 2] < 0.5)
-        images = torch.cat([images, images.flip(-1)]).index_select(0, _onto(images, row))
-    if not pad:
-        return images
-    down, right = (drawn[:, :2] * (2 * pad + 1)).astype(np.int64).T
-    wide = padded_with_black(images, (pad, pad, pad, pad))
-    row = np.arange(count)
-    if images.device.type == "cpu":  # numpy copies the same windows four times as fast
-        windows = sliding_window_view(wide.numpy(), (height, width), axis=(2, 3))
-        return torch.from_numpy(windows[row, :, down, right])
-    place = _onto(images, np.stack([row, down, right]))
-    return wide.unfold(2, height, 1).unfold(3, width, 1)[place[0], :, place[1], place[2]]
-
-
-def _onto(images: Tensor, values: NDArray[Any]) -> Tensor:
-    """`values` as a tensor on the device of `images`, without waiting for the device."""
-    tensor = torch.from_numpy(values)
-    if images.device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(images.device, non_blocking=True)
 
 
 def preprocess(dataset: Dataset) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import torch
 
 from configs.schema import Augment, Data
 from data.datasets import build_dataset
-from data.transforms import eval_transform, preprocess, shift_and_flip, train_transform
+from data.shift import shift_and_flip
+from data.transforms import eval_transform, preprocess, train_transform
 
 CPU = torch.device("cpu")
 
