@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from checkpoint.folder import Metrics
@@ -28,7 +29,8 @@ from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
 from ddp.rank0 import is_rank0, on_rank0, rank0_only
 from ddp.stop import Votes
-from ddp.wrap import agreement, wrap
+from ddp.wrap import agreement, require_devices, wrap
+from engine.average import Average
 from engine.cursor import resumed
 from engine.ending import end, exit_recorded
 from engine.environment import environment, make_deterministic
@@ -42,6 +44,7 @@ from engine.progress import Progress, open_console, open_log_file, told
 from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
+from models.freeze import freeze
 from models.pretrained import load_pretrained, restore
 from tasks.task import build_task, require_task
 from utils.durable import write_atomic
@@ -71,10 +74,11 @@ def require_known(config: Config) -> None:
     """BadInput when the configuration names what there is not, or does not fit the processes."""
     share(config.train.global_batch, 0, promised_world_size())
     require_exact(config, promised_world_size())
+    require_devices(config.ddp)
     find_builder(config.model.name)
     require_names(config.optim)
     require_dataset(config.data.name)
-    require_task(config.task)
+    require_task(config.task.name)
 
 
 def network(plan: Plan, dataset: Dataset) -> nn.Module:
@@ -88,6 +92,8 @@ def network(plan: Plan, dataset: Dataset) -> nn.Module:
         initialise=is_rank0(),
     )
     on_rank0(fill, model, plan, dataset.classes)
+    if config.model.freeze:
+        log.info(freeze(model, config.model.freeze))
     return model
 
 
@@ -99,6 +105,16 @@ def fill(model: nn.Module, plan: Plan, classes: Sequence[str]) -> None:
         report = load_pretrained(model, plan.config.model.weights, classes)
         log.info(report.text())
         write_atomic(plan.path / "load_report.json", report.to_json())
+
+
+def wrapped(model: nn.Module, config: Config) -> DistributedDataParallel:
+    """`model` under DDP, the same on every rank, laid out and compiled as configured."""
+    return wrap(
+        model,
+        config.ddp,
+        channels_last=config.train.channels_last,
+        compiled=config.train.compile,
+    )
 
 
 def train(plan: Plan, place: Place) -> None:
@@ -115,15 +131,17 @@ def train(plan: Plan, place: Place) -> None:
     # One weight: a file into rank 0's network, the broadcast into every rank's, the optimizer.
     model = network(plan, train_data).to(device)
     require_own_statistics(config, model)
-    ddp_model = wrap(model, config.ddp, channels_last=config.train.channels_last)
+    ddp_model = wrapped(model, config)
     log.info(agreement(model))
     optimizer = build_optimizer(model, config.optim)
     receive_optimizer_state(optimizer, on_rank0(saved_optimizer_state, plan, optimizer))
+    average = Average(model, config.train.ema, config.train.global_batch)
+    average.receive(plan.saved.get("ema"))
 
     # One batch: which samples, read, augmented, on the device.
     cap = forward_cap(config)
     sizes = micro_batches(config.train.global_batch // place.world_size, cap)
-    settings = step_settings(config, sizes, place.world_size, device)
+    settings = step_settings(config, sizes, place.world_size, device, plan.scaler)
     log.info(settings.described())
     augmented = train_transform(train_data, config.data.augment, config.seed, device)
     source = Source(train_data, task.collate, augmented, device, config.data.workers)
@@ -137,10 +155,9 @@ def train(plan: Plan, place: Place) -> None:
     saver = Saver(rank0_only(Store)(plan.path, config.save.keep), config.save, votes)
     record_row = rank0_only(Metrics(plan.path / "metrics.jsonl").append)
     progress = Progress(total_steps, cursor.step, shown=is_rank0())
-    meter = Meter(device, cursor.meter, carries=is_rank0())
+    meter = Meter(settings, config.faults.max_skipped_steps, cursor.meter, carries=is_rank0())
     about: dict[str, Any] = {
-        "scaler": None,
-        "ema": None,
+        "ema": average.model if average.kept else None,
         "labels": train_data.classes,
         "preprocess": preprocess(train_data),
         "config": to_plain(config),
@@ -154,6 +171,7 @@ def train(plan: Plan, place: Place) -> None:
             loss, count, norm = train_step(
                 ddp_model, task, batches, optimizer, settings, cursor.step, rate
             )
+            average.update()
             meter.add(cursor.step, loss, count, norm)
             cursor.advance(config.train.global_batch)
             progress.step()
@@ -165,7 +183,9 @@ def train(plan: Plan, place: Place) -> None:
                 row = meter.row(cursor, rate, saver.stall_s())
                 if evaluates:
                     held_out_batches = eval_batches(held_out, config.train.evaluation_batch, *ranks)
-                    found = evaluate(model, task, held_out_batches, mixed_precision(settings))
+                    found = evaluate(
+                        average.model, task, held_out_batches, mixed_precision(settings)
+                    )
                     row["eval"] = found.metrics
                     is_best = cursor.improve(row["eval"][best_metric], higher_is_better)
                 record_row(row)
@@ -173,7 +193,12 @@ def train(plan: Plan, place: Place) -> None:
             if evaluates or saver.is_due(cursor.step, wishes):
                 cursor.meter = meter.totals()
                 content = capture(
-                    model=model, optimizer=optimizer, cursor=cursor.to_plain(), metrics=row, **about
+                    model=model,
+                    optimizer=optimizer,
+                    scaler=settings.scaler.state_dict() or None,
+                    cursor=cursor.to_plain(),
+                    metrics=row,
+                    **about,
                 )
                 saver.save(content, best=is_best)
             wishes.obey(cursor.step)
@@ -197,7 +222,7 @@ def score(plan: Plan, place: Place) -> None:
     held_out = build_dataset(config.data, "val")
     task = build_task(config.task, held_out.classes)
     model = network(plan, held_out).to(device)
-    ddp_model = wrap(model, config.ddp, channels_last=config.train.channels_last)
+    ddp_model = wrapped(model, config)
     log.info(agreement(model))
     source = Source(
         held_out, task.collate, eval_transform(held_out, device), device, config.data.workers

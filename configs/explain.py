@@ -116,7 +116,8 @@ def _phrase(kind: Mapping[str, Any]) -> str:
         return ", ".join(kind["enum"])
     if kind["type"] == "array":
         count = kind.get("minItems")
-        return f"a list of {count} numbers" if count else "a list of texts"
+        what = {"number": "numbers"}.get(kind.get("items", {}).get("type"), "texts")
+        return f"a list of {count} numbers" if count else f"a list of {what}"
     if kind["type"] == "string":
         return "a path" if kind.get("format") == "path" else "text"
     bounds = [

@@ -22,6 +22,7 @@ def _as_path(value: Any) -> Any:
 FilePath = Annotated[Path, BeforeValidator(_as_path, json_schema_input_type=Path)]
 # YAML has lists only; kept as tuples, so that a frozen config is frozen all the way down.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
@@ -45,6 +46,20 @@ class Run(Section):
     dir: FilePath = Field(default=Path("runs"), description="folder that holds the run folders")
 
 
+class Task(Section):
+    name: str = Field(
+        default="classification",
+        min_length=1,
+        description="a name of the TASKS table, or path.py:FUNCTION",
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the training target that is spread evenly over all classes",
+    )
+
+
 class Model(Section):
     name: str = Field(
         default="small_resnet",
@@ -52,10 +67,13 @@ class Model(Section):
         description="a name of the MODELS table, torchvision:NAME, timm:NAME or path.py:FUNCTION",
     )
     weights: FilePath | None = Field(
-        default=None, description="file of pretrained weights to start from; null: random weights"
+        default=None,
+        description="pretrained weights to start from: a file, or what a library calls them, such "
+        "as IMAGENET1K_V2 (torchvision) or DEFAULT; null: random weights",
     )
     freeze: Names = Field(
-        default=(), description="prefixes of parameter names that are not trained"
+        default=(),
+        description="patterns of names of parameters that are not trained, such as layer1.*",
     )
 
 
@@ -152,7 +170,9 @@ class Train(Section):
         default=False, description="deterministic kernels only, so that GPUs resume bit for bit too"
     )
     ema: float | None = Field(
-        default=None, gt=0, lt=1, description="decay per step of the averaged model; null: none"
+        default=None,
+        gt=0,
+        description="half-life of the averaged model's memory, samples; null: no averaged model",
     )
     best_metric: str = Field(
         default="accuracy", min_length=1, description="evaluation metric that chooses best.pt"
@@ -165,21 +185,48 @@ class Train(Section):
 
 
 class Optim(Section):
-    name: str = Field(default="sgd", min_length=1, description="a name of the OPTIMIZERS table")
+    name: str = Field(
+        default="sgd",
+        min_length=1,
+        description="a name of the OPTIMIZERS table, or path.py:FUNCTION",
+    )
     lr: float = Field(default=0.1, gt=0, description="peak learning rate, for the global batch")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd and rmsprop")
     nesterov: bool = Field(default=False, description="Nesterov's form of sgd's momentum")
     betas: Pair = Field(default=(0.9, 0.999), description="decay rates of adamw's two moments")
-    eps: float = Field(default=1e-8, gt=0, description="added to adamw's denominator")
+    eps: float = Field(
+        default=1e-8, gt=0, description="added to the denominator of adamw and rmsprop"
+    )
+    alpha: float = Field(
+        default=0.99, ge=0, lt=1, description="decay rate of rmsprop's mean of squares"
+    )
     weight_decay: float = Field(
         default=5e-4, ge=0, description="weight decay; never on norms and biases"
     )
     clip_norm: float | None = Field(
         default=None, gt=0, description="largest norm of all gradients together; null: no clipping"
     )
-    schedule: str = Field(
-        default="cosine", min_length=1, description="a name of the SCHEDULES table"
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="learning rate of a layer as a share of that of the layer above it",
     )
+    schedule: str = Field(
+        default="cosine",
+        min_length=1,
+        description="a name of the SCHEDULES table: constant, cosine, linear, polynomial, step",
+    )
+    min_lr: float = Field(
+        default=0.0, ge=0, description="learning rate that the schedule falls towards"
+    )
+    milestones: Numbers = Field(
+        default=(), description="epochs at which the step schedule lowers the learning rate"
+    )
+    gamma: float = Field(
+        default=0.1, gt=0, description="factor of the step schedule at each milestone"
+    )
+    power: float = Field(default=1.0, gt=0, description="exponent of the polynomial schedule")
     warmup_epochs: float = Field(
         default=1.0, ge=0, description="epochs in which the learning rate rises to its peak"
     )
@@ -249,9 +296,7 @@ class Config(Section):
         le=2**63 - 1,
         description="seed of weights, order, augmentation and dropout",
     )
-    task: str = Field(
-        default="classification", min_length=1, description="a name of the TASKS table"
-    )
+    task: Task = Task()
     run: Run = Run()
     model: Model = Model()
     data: Data = Data()
@@ -297,6 +342,40 @@ def _exact_conflicts(train: Train, ddp: Ddp) -> Iterator[tuple[str, str]]:
         )
 
 
+# Options that belong to some of our own optimizers and schedules; one of the person's may read any.
+_USED_BY = {
+    "name": {
+        "momentum": ("sgd", "rmsprop"),
+        "nesterov": ("sgd",),
+        "betas": ("adamw",),
+        "eps": ("adamw", "rmsprop"),
+        "alpha": ("rmsprop",),
+    },
+    "schedule": {"milestones": ("step",), "gamma": ("step",), "power": ("polynomial",)},
+}
+_OURS = {
+    "name": ("sgd", "adamw", "rmsprop", "adafactor"),
+    "schedule": ("constant", "cosine", "linear", "polynomial", "step"),
+}
+
+
+def _optim_conflicts(optim: Optim) -> Iterator[tuple[str, str]]:
+    """Options of another optimizer or schedule, and what a schedule lacks."""
+    for choice, options in _USED_BY.items():
+        chosen = getattr(optim, choice)
+        for option, users in options.items():
+            is_set = getattr(optim, option) != Optim.model_fields[option].default
+            if is_set and chosen in _OURS[choice] and chosen not in users:
+                yield (
+                    f"optim.{option}",
+                    f"optim.{choice}={chosen} does not use it; it is for {' and '.join(users)}",
+                )
+    if optim.schedule == "step" and not optim.milestones:
+        yield "optim.milestones", "the step schedule needs the epochs of its steps, as [30, 60]"
+    if optim.min_lr > optim.lr:
+        yield "optim.min_lr", f"{optim.min_lr:g} is above the peak, optim.lr={optim.lr:g}"
+
+
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what contradicts what and the way out) of options that are wrong only together."""
     train, optim, ddp, data = config.train, config.optim, config.ddp, config.data
@@ -305,6 +384,7 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
             "optim.warmup_epochs",
             f"{optim.warmup_epochs:g} epochs of warm-up are more than train.epochs={train.epochs}",
         )
+    yield from _optim_conflicts(optim)
     if optim.nesterov and not optim.momentum:
         yield "optim.nesterov", "nesterov needs optim.momentum above 0"
     if not all(0 <= beta < 1 for beta in optim.betas):

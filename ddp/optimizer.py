@@ -20,6 +20,8 @@ def receive_optimizer_state(optimizer: Optimizer, loaded: State | None) -> None:
     """
     layout = _layout(loaded or {})
     plan: dict[str, Any] = json.loads(broadcast_bytes(json.dumps(layout).encode()))
+    if not plan:
+        return
     state: State = {}
     for place, quantities in plan.items():
         state[int(place)] = {

@@ -15,6 +15,7 @@ from ddp.collectives import (
     same_on_all_ranks,
     world_size,
 )
+from utils.errors import BadInput
 
 
 class Disagreement(RuntimeError):
@@ -31,6 +32,8 @@ class WrapOptions(Protocol):
     """DDP's own options, as `ddp` of a configuration holds them."""
 
     @property
+    def sync_batchnorm(self) -> bool: ...
+    @property
     def find_unused_parameters(self) -> bool: ...
     @property
     def static_graph(self) -> bool: ...
@@ -40,18 +43,33 @@ class WrapOptions(Protocol):
     def bucket_cap_mb(self) -> float | None: ...
 
 
+def require_devices(options: WrapOptions) -> None:
+    """BadInput when an option needs GPUs and there are none."""
+    if options.sync_batchnorm and not torch.cuda.is_available():
+        raise BadInput(
+            "ddp.sync_batchnorm: torch has SyncBatchNorm for GPUs only; on CPUs leave it false "
+            "(statistics are then each process's own, from its share of the batch)"
+        )
+
+
 def wrap(
-    model: nn.Module, options: WrapOptions, *, channels_last: bool = False
+    model: nn.Module, options: WrapOptions, *, channels_last: bool = False, compiled: bool = False
 ) -> DistributedDataParallel:
     """`model` under DDP, with rank 0's parameters and buffers on every rank, and proof of it.
 
     The broadcast is ours, tensor by tensor in place, and DDP's constructor is told not to repeat
-    it: it would first copy everything into flat buffers. Raises Disagreement.
+    it: it would first copy everything into flat buffers. `model` is changed in place and stays
+    `.module`: `compiled` compiles its forward without a wrapper that would rename its parameters,
+    one graph for each batch size, whatever sizes came before. Raises Disagreement.
     """
     check_same_architecture(model)
     broadcast_from_rank0(tensor for _, tensor in tensors_of(model))
     if channels_last:  # after the broadcast: the layout of the wire is the plain one
         model.to(memory_format=torch.channels_last)
+    if options.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if compiled:
+        model.compile(dynamic=False)
     return DistributedDataParallel(
         model,
         init_sync=False,

@@ -49,14 +49,15 @@ def evaluate(
     differ after a step, and they are what the checkpoint stores. The sums are integers.
     """
     broadcast_from_rank0(model.buffers())
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]  # not what is frozen
     model.eval()
     sums: Sums = {}
     with torch.inference_mode(), precision:
         for batch in batches:
             for name, value in task.measure(model, batch).items():
                 sums[name] = _added(name, sums[name], value) if name in sums else value
-    model.train(was_training)
+    for module in training:
+        module.training = True
     total = _add_over_ranks(sums)
     return Evaluation(task.summarise(total), total)
 
@@ -89,7 +90,9 @@ def _add_over_ranks(sums: Sums) -> Sums:
     }
     added = [name for name in layout if not name.startswith("worst_")]
     total = sum_over_ranks(torch.cat([here[name].reshape(-1) for name in added])).cpu()
-    parts = dict(zip(added, torch.split(total, [here[name].numel() for name in added]), strict=True))
+    parts = dict(
+        zip(added, torch.split(total, [here[name].numel() for name in added]), strict=True)
+    )
     result = {name: part.reshape(layout[name]) for name, part in parts.items()}
     for name in (name for name in layout if name not in added):
         rows = gather_rows(here[name].reshape(-1)).reshape(-1, *layout[name])

@@ -108,7 +108,7 @@ def exact(
         key_randomness(settings, step, piece.index)
         with mixed_precision(settings):
             loss = task.loss(model, piece.batch)
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        settings.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         loss_units += to_fixed(loss)
         tree.add([_taken(name, parameter) for name, parameter in trained])
         if number == 0:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp.collectives import sum_over_ranks
@@ -50,6 +51,7 @@ class StepSettings:
     micro_batches: tuple[int, ...]  # of one rank in one step, each a forward pass
     clip_norm: float | None
     device: torch.device
+    scaler: GradScaler  # of the loss in fp16; lets everything through in fp32 and bf16
     accumulate: "Accumulate"  # averaged by DDP, or exact on any number of processes
 
     def described(self) -> str:
@@ -91,7 +93,7 @@ def averaged(
         with nullcontext() if number == last else ddp_model.no_sync():
             with mixed_precision(settings):
                 loss = task.loss(ddp_model, piece.batch)
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            settings.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         loss_units += to_fixed(loss)
     return loss_units, count
 

@@ -1,5 +1,6 @@
 """What the training steps since the last row add up to, and how fast they went."""
 
+import math
 import time
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from ddp.collectives import sum_over_ranks
 from engine.cursor import Cursor
-from engine.step import require_finite
-from utils.fixed import from_fixed
+from engine.gradient import StepSettings
+from engine.verdict import Verdicts
+from utils.fixed import BROKEN, from_fixed
 
 Row = dict[str, Any]
 
@@ -21,11 +23,15 @@ class Meter:
     steps were divided among ranks, rows and restarts.
     """
 
-    def __init__(self, device: torch.device, carried: dict[str, int], *, carries: bool) -> None:
+    def __init__(
+        self, settings: StepSettings, most_skipped: int, carried: dict[str, int], *, carries: bool
+    ) -> None:
         """`carried`: `totals` of a checkpoint, which one rank (`carries`) holds for all."""
-        sums = [carried.get("loss", 0), carried.get("count", 0)] if carries else [0, 0]
-        self._sums = torch.tensor(sums, dtype=torch.int64, device=device)
-        self._norms: list[tuple[int, Tensor]] = []
+        sums = [carried.get("loss", 0), carried.get("count", 0), 0] if carries else [0, 0, 0]
+        self._sums = torch.tensor(sums, dtype=torch.int64, device=settings.device)
+        self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
+        self._norms: list[tuple[int, Tensor]] = []  # of the steps not judged yet
+        self._norm = 0.0
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
 
@@ -34,6 +40,7 @@ class Meter:
         2**-32, what it is a sum over, and the norm () of the whole gradient."""
         self._sums[0] += loss_units
         self._sums[1] += count
+        self._sums[2] += loss_units.abs() > -BROKEN // 2
         self._norms.append((step, norm))
         now = time.perf_counter()
         self._steps += 1
@@ -45,12 +52,19 @@ class Meter:
         self._since = time.perf_counter()
 
     def totals(self) -> dict[str, int]:
-        """The sums over all ranks; a collective. Raises NonFinite if a step was not finite."""
-        for step, norm in self._norms:
-            require_finite(norm, step)
-        self._norms = self._norms[-1:]
-        loss, count = sum_over_ranks(self._sums.clone()).tolist()
-        return {"loss": loss, "count": count}
+        """The sums over all ranks and what else goes into a checkpoint; a collective.
+
+        Raises NonFinite if a step was not finite.
+        """
+        loss, count, broken = sum_over_ranks(self._sums.clone()).tolist()
+        if self._norms:
+            steps, norms = zip(*self._norms, strict=True)
+            values = torch.stack(norms).tolist()
+            self._verdicts.judge_loss(broken, steps[-1] + 1)
+            for step, norm in zip(steps, values, strict=True):
+                self._verdicts.judge(step, norm)
+            self._norm, self._norms = values[-1], []
+        return {"loss": loss, "count": count, **self._verdicts.counts()}
 
     def row(self, cursor: Cursor, rate: float, stall_s: float) -> Row:
         """A metrics row of the steps since the last one; a collective. Starts anew.
@@ -58,7 +72,6 @@ class Meter:
         What depends on time is under `clock` alone, all else is the same bits in every repeat.
         """
         totals = self.totals()
-        norm = float(self._norms[-1][1])
         images_per_s = self._steps * (cursor.samples / cursor.step) / max(1e-9, self._busy_s)
         row = {
             "step": cursor.step,
@@ -67,7 +80,8 @@ class Meter:
             "train": {
                 "loss": from_fixed(totals["loss"]) / max(1, totals["count"]),
                 "lr": rate,
-                "grad_norm": norm,
+                "grad_norm": self._norm if math.isfinite(self._norm) else None,
+                **self._verdicts.told(),
             },
             "clock": {
                 "step_s": round(self._busy_s / max(1, self._steps), 6),
@@ -76,5 +90,5 @@ class Meter:
             },
         }
         self._sums.zero_()
-        self._norms, self._steps, self._busy_s = [], 0, 0.0
+        self._steps, self._busy_s = 0, 0.0
         return row

@@ -23,7 +23,7 @@ FREE = ("run.", "save.", "log.", "faults.", "data.workers", "data.path", "data.d
 
 
 class Plan(NamedTuple):
-    """`path`, `cursor` and `config` are known to every rank; the rest stays with rank 0."""
+    """`path`, `cursor`, `config`, `scaler` are known to every rank; the rest stays with rank 0."""
 
     verb: Literal["train", "evaluate", "nothing"]
     config: Config
@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     folder: RunFolder | None = None
     file: Path | None = None
     saved: Mapping[str, Any] = {}  # the checkpoint, weights in float32
+    scaler: Mapping[str, Any] | None = None  # the checkpoint's loss scale, known to every rank
 
     @property
     def optimizer_state(self) -> Mapping[str, Any] | None:
@@ -102,9 +103,8 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
         changed = _changes(saved["config"], to_plain(config))
         if changed:
             log.warning("no longer the run that was saved, bit for bit: %s", "; ".join(changed))
-    return Plan(
-        "train", config, folder.path, cursor, folder, file, restored(saved) if saved else {}
-    )
+    run = restored(saved) if saved else {}
+    return Plan("train", config, folder.path, cursor, folder, file, run, run.get("scaler"))
 
 
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:
@@ -117,10 +117,11 @@ def _changes(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def receive(plan: Plan | None) -> Plan:
-    """Rank 0's plan on every rank: configuration, folder and cursor, but not the checkpoint."""
+    """Rank 0's plan on every rank, but of the checkpoint only the cursor and the loss scale."""
     told = b""
     if plan is not None:
-        values = [plan.verb, to_plain(plan.config), str(plan.path), plan.cursor]
+        values = [plan.verb, to_plain(plan.config), str(plan.path), plan.cursor, plan.scaler]
         told = json.dumps(values).encode()
-    verb, config, path, cursor = json.loads(broadcast_bytes(told))
-    return plan or Plan(verb, from_plain(config, (), "rank 0"), Path(path), cursor)
+    verb, config, path, cursor, scaler = json.loads(broadcast_bytes(told))
+    config = from_plain(config, (), "rank 0")
+    return plan or Plan(verb, config, Path(path), cursor, scaler=scaler)

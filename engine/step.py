@@ -1,9 +1,12 @@
 """One optimizer step: forward, backward, the check of the gradient, the update."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -23,9 +26,19 @@ from engine.optim import gradients, set_learning_rate
 
 
 def step_settings(
-    config: Config, micro_batches: Sequence[int], world_size: int, device: torch.device
+    config: Config,
+    micro_batches: Sequence[int],
+    world_size: int,
+    device: torch.device,
+    saved_scaler: Mapping[str, Any] | None = None,
 ) -> StepSettings:
-    """The settings of every step of a run, and of its evaluations."""
+    """The settings of every step of a run, and of its evaluations.
+
+    `saved_scaler` is the loss scale that a checkpoint goes on with.
+    """
+    scaler = GradScaler(device.type, enabled=config.train.precision == "fp16")
+    if saved_scaler and scaler.is_enabled():
+        scaler.load_state_dict(dict(saved_scaler))
     return StepSettings(
         seed=config.seed,
         precision=config.train.precision,
@@ -34,6 +47,7 @@ def step_settings(
         micro_batches=tuple(micro_batches),
         clip_norm=config.optim.clip_norm,
         device=device,
+        scaler=scaler,
         accumulate=exact if config.ddp.exact else averaged,
     )
 
@@ -58,11 +72,13 @@ def train_step(
     would poison the weights.
     """
     loss_units, count = settings.accumulate(ddp_model, task, batches, settings, step)
+    settings.scaler.unscale_(optimizer)
     norm = clip(optimizer, settings.clip_norm)
-    if settings.device.type == "cpu":
+    if settings.device.type == "cpu" and not settings.scaler.is_enabled():
         require_finite(norm, step)
     set_learning_rate(optimizer, rate)
-    optimizer.step()
+    settings.scaler.step(optimizer)  # skips the step when the gradient overflowed
+    settings.scaler.update()
     optimizer.zero_grad()
     return loss_units, count, norm
 
@@ -83,12 +99,17 @@ def require_finite(norm: Tensor, step: int) -> None:
     DDP has made the gradient the same on every rank, so all ranks raise together.
     """
     value = float(norm)
-    if not torch.isfinite(torch.tensor(value)):
-        raise NonFinite(
-            f"step {step + 1}: the gradient norm is {value}; the step was not taken. "
-            "The last checkpoint is from before it: lower optim.lr, set optim.clip_norm, "
-            "or look at the samples of this step"
-        )
+    if not math.isfinite(value):
+        raise not_finite(step, value)
+
+
+def not_finite(step: int, norm: float) -> NonFinite:
+    """The error for step `step` (from 0) and its gradient's norm."""
+    return NonFinite(
+        f"step {step + 1}: the gradient norm is {norm}; the step was not taken. "
+        "The last checkpoint is from before it: lower optim.lr, set optim.clip_norm, "
+        "or look at the samples of this step"
+    )
 
 
 def warm_up(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from configs.schema import Task as Options
 from tasks.scores import class_metrics, class_sums
 from utils.fixed import from_fixed, to_fixed
 
@@ -22,8 +23,9 @@ class Classification:
     }
     counts_vary = False
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], label_smoothing: float = 0.0) -> None:
         self.classes = list(classes)
+        self._smoothing = label_smoothing
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
         """Stack (image (C, H, W), label) pairs into a batch."""
@@ -35,9 +37,20 @@ class Classification:
         return len(batch["label"])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy () summed over the images."""
-        logits = model(batch["image"])
-        return cross_entropy(logits.float(), batch["label"], reduction="sum")
+        """Cross-entropy () summed over the images, labels smoothed.
+
+        Where images were mixed, that of `partner_label` (B,) counts for what is not `own_share`.
+        """
+        logits = model(batch["image"]).float()
+        if "partner_label" not in batch:
+            return self._losses(logits, batch["label"]).sum()
+        own = self._losses(logits, batch["label"]) * batch["own_share"]
+        others = self._losses(logits, batch["partner_label"]) * (1 - batch["own_share"])
+        return (own + others).sum()
+
+    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy (B,) of each image."""
+        return cross_entropy(logits, label, reduction="none", label_smoothing=self._smoothing)
 
     def measure(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """int64 sums: `images` (), `loss` () in units of 2**-32, and those of `class_sums`."""
@@ -54,3 +67,8 @@ class Classification:
         scores = class_metrics(sums)
         loss = from_fixed(int(sums["loss"])) / int(sums["images"])
         return {"accuracy": scores.pop("accuracy"), "loss": loss, **scores}
+
+
+def classification(options: Options, classes: Sequence[str]) -> Classification:
+    """The task with its options."""
+    return Classification(classes, options.label_smoothing)

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tasks.classification import Classification
+from configs.schema import Task as Options
+from tasks.classification import classification
 from utils.names import is_function_path, load_function, pick
 
 Batch = dict[str, Tensor]
@@ -43,8 +44,8 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, Callable[[Sequence[str]], Task]] = {
-    "classification": Classification,
+TASKS: dict[str, Callable[[Options, Sequence[str]], Task]] = {
+    "classification": classification,
 }
 
 
@@ -56,9 +57,9 @@ def require_task(name: str) -> None:
         pick(TASKS, name, "task")
 
 
-def build_task(name: str, classes: Sequence[str]) -> Task:
-    """The task called `name`, or the one that `path/to/file.py:function` returns."""
-    if is_function_path(name):
-        task: Task = load_function(name, "task")(classes)
+def build_task(options: Options, classes: Sequence[str]) -> Task:
+    """The task `options.name`: of the table, or what `path/to/file.py:function` returns."""
+    if is_function_path(options.name):
+        task: Task = load_function(options.name, "task")(options, classes)
         return task
-    return pick(TASKS, name, "task")(classes)
+    return pick(TASKS, options.name, "task")(options, classes)

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 _UNIT = 2.0**32
+BROKEN = -(2**61)  # a few of them together do not overflow
 
 
 def to_fixed(value: Tensor) -> Tensor:
-    """`value` in units of 2**-32: float of any shape -> int64 of the same shape."""
-    return (value.detach().double() * _UNIT).round_().to(torch.int64)
+    """`value` in units of 2**-32: float of any shape -> int64 of the same shape.
+
+    What is not finite becomes BROKEN, which no sum of real losses reaches.
+    """
+    units = (value.detach().double() * _UNIT).round_()
+    return torch.where(units.isfinite(), units, BROKEN).to(torch.int64)
 
 
 def from_fixed(units: int) -> float:
