@@ -1,0 +1,1 @@
+"""What the harness costs, beside a bare loop and beside peers."""

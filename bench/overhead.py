@@ -1,0 +1,113 @@
+"""What the harness costs a step: `train.py` itself, paused now and then for a bare loop's turn.
+
+python -m bench overhead [--world-size 2] [--cycles 15] [--case NAME]     3 minutes on two cores
+"""
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from typing import Any
+
+from bench.paired import Block, Done, Times, Turns, over_ranks, ratios, record, spread
+from bench.ranks import on_ranks
+
+# A network of 20 to 50 ms a step, and one that does nothing: all that is left is the harness.
+CASES: dict[str, dict[str, Any]] = {
+    "small_resnet": {"model": "small_resnet", "image_size": 28, "batch": 48, "steps": 15},
+    "no-op": {"model": "bench/networks.py:nothing", "image_size": 8, "batch": 48, "steps": 300},
+}
+
+
+def run(argv: list[str]) -> None:
+    """Measure every case and print what it found."""
+    options = argparse.ArgumentParser("bench overhead")
+    options.add_argument("--world-size", type=int, default=2)
+    options.add_argument("--cycles", type=int, default=15)
+    options.add_argument("--case", choices=CASES, action="append")
+    given = options.parse_args(argv)
+    for name in given.case or CASES:
+        answers = on_ranks(given.world_size, _one_rank, given.world_size, CASES[name], given.cycles)
+        _tell(name, given.world_size, 2 * CASES[name]["steps"], over_ranks(answers))
+
+
+def _tell(name: str, world_size: int, steps: int, times: dict[str, Times]) -> None:
+    """Record and print a case, whose cycles have `steps` steps of each side."""
+    result: dict[str, Any] = {"case": name, "world_size": world_size}
+    print(f"overhead, {name}, W = {world_size}")
+    for place, kind, ranks in ((0, "cpu", world_size), (1, "wall", 1)):
+        ours, bare = ([cycle[place] / steps / ranks * 1e6 for cycle in times[s]] for s in times)
+        result |= {
+            f"ratio_{kind}": ratios(times, "ours", "bare")[kind],
+            f"ours_{kind}_us": spread(ours),
+            f"bare_{kind}_us": spread(bare),
+            f"added_{kind}_us": spread([a - b for a, b in zip(ours, bare, strict=True)]),
+        }
+        for key in ("bare", "ours", "added"):
+            print(f"  {key:5} {kind:4} us a step: {result[f'{key}_{kind}_us'].told()}")
+        print(f"  ours / bare, {kind}: {result[f'ratio_{kind}'].told()}", flush=True)
+    record("overhead", result)
+
+
+def _one_rank(rank: int, world_size: int, case: dict[str, Any], cycles: int) -> dict[str, Times]:
+    turns = Turns(lambda: _bare(rank, world_size, case), case["steps"], cycles)
+    with tempfile.TemporaryDirectory() as folder:
+        harness(
+            turns,
+            "configs/quickstart.yaml",
+            "model.weights=null",
+            "data.augment.pad=0",
+            f"model.name={case['model']}",
+            f"data.image_size={case['image_size']}",
+            f"train.global_batch={case['batch'] * world_size}",
+            f"run.dir={folder}",
+        )
+    return turns.times
+
+
+class _Terminal(io.StringIO):
+    """Swallows what is shown; a progress bar is only drawn on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def harness(turns: Turns, config: str, *overrides: str) -> None:
+    """Run train.py without evaluations and saves, `turns.step` called at each step, to its end."""
+    sys.stderr, sys.stdout = _Terminal(), _Terminal()
+    import train
+
+    vars(train)["train_batches"] = _paused(vars(train)["train_batches"], turns)
+    endless = ("train.epochs=100000", "train.eval_every=100000", "save.every_steps=null")
+    with suppress(Done):
+        train.run(["--config", config, *endless, *overrides])
+
+
+def _paused(batches: Callable[..., Any], turns: Turns) -> Callable[..., Generator[Any]]:
+    """`batches` with a call of `turns.step` before each batch is fetched."""
+
+    def with_turns(*args: Any) -> Generator[Any]:
+        source = batches(*args)
+        while True:
+            turns.step()
+            yield next(source)
+
+    return with_turns
+
+
+def _bare(rank: int, world_size: int, case: dict[str, Any]) -> Block:
+    from bench.bare import in_memory
+    from configs.schema import Data
+    from data.datasets import build_dataset
+    from models.build import build_model, find_builder
+
+    digits: Any = build_dataset(Data(name="digits", image_size=case["image_size"]), "train")
+    model = build_model(find_builder(case["model"]), 10, 1, seed=0, initialise=True)
+    return in_memory(
+        model, digits.images, digits.labels, rank, world_size, case["batch"], case["steps"]
+    )
