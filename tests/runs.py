@@ -20,7 +20,13 @@ from engine.ending import end
 _fork = multiprocessing.get_context("fork")
 
 # The quickstart without its weights, on 8 x 8 pixels: 14 steps an epoch of a few ms each.
-QUICK = ("model.weights=null", "data.image_size=null", "train.epochs=2", "log.every_steps=1")
+QUICK = (
+    "model.weights=null",
+    "data.image_size=null",
+    "train.epochs=2",
+    "log.every_steps=1",
+    "log.report=false",
+)
 
 
 def start(world_size: int, arguments: Sequence[str]) -> list[BaseProcess]:
