@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from checkpoint.folder import Metrics
 from checkpoint.state import capture
 from checkpoint.store import Store
 from configs.command import parse
@@ -24,6 +24,7 @@ from configs.schema import Config
 from data.datasets import Dataset, build_dataset, require_dataset
 from data.loader import Source, eval_batches, micro_batches, train_batches, warm_up_batch
 from data.order import TrainOrder, share
+from data.pictures import as_seen, pictures
 from data.transforms import eval_transform, preprocess, train_transform
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
@@ -36,16 +37,21 @@ from engine.ending import end, exit_recorded
 from engine.environment import environment, make_deterministic
 from engine.evaluate import evaluate
 from engine.exact import forward_cap, require_exact, require_own_statistics
+from engine.flops import utilisation_base
 from engine.gradient import mixed_precision
+from engine.layout import processes
 from engine.meter import Meter
 from engine.optim import build_optimizer, learning_rate, require_fit, require_names
+from engine.pace import Pace
 from engine.plan import Plan, receive, settle
 from engine.progress import Progress, open_console, open_log_file, told
+from engine.recorder import Recorder, require_board
 from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
 from models.freeze import freeze
 from models.pretrained import load_pretrained, restore
+from report.background import reported
 from tasks.task import build_task, require_task
 from utils.durable import write_atomic
 from utils.names import pick
@@ -63,7 +69,8 @@ def run(argv: Sequence[str]) -> None:
     make_deterministic(plan.config)
     if plan.verb == "train":
         open_log_file(plan.path / "logs", place.rank)
-        with exit_recorded(plan.folder):
+        shown = plan.path if plan.folder and plan.config.log.report else None
+        with reported(shown), exit_recorded(plan.folder):
             train(plan, place)
     elif plan.verb == "evaluate":
         score(plan, place)
@@ -77,6 +84,7 @@ def require_known(config: Config) -> None:
     require_devices(config.ddp)
     find_builder(config.model.name)
     require_names(config.optim)
+    require_board(config.log)
     require_dataset(config.data.name)
     require_task(config.task.name)
 
@@ -146,14 +154,18 @@ def train(plan: Plan, place: Place) -> None:
     augmented = train_transform(train_data, config.data.augment, config.seed, device)
     source = Source(train_data, task.collate, augmented, device, config.data.workers)
     held_out = Source(val_data, task.collate, eval_transform(val_data, device), device)
-    warm_up(ddp_model, task, warm_up_batch(source, order, *ranks, cap), settings)
-    batches = train_batches(source, order, *ranks, cap, cursor.step, total_steps)
+    first_batch = warm_up_batch(source, order, *ranks, cap)
+    warm_up(ddp_model, task, first_batch, settings)
+    flops = utilisation_base(model, task, first_batch, device, config.train.precision)
+    pace = Pace(device, cursor.step, flops)
+    batches = pace.timed(train_batches(source, order, *ranks, cap, cursor.step, total_steps))
 
     # What is told and written, by rank 0 alone.
     votes = Votes(every=1 if device.type == "cpu" else 4)
     votes.listen()
     saver = Saver(rank0_only(Store)(plan.path, config.save.keep), config.save, votes)
-    record_row = rank0_only(Metrics(plan.path / "metrics.jsonl").append)
+    recorder = Recorder(plan.path, config.log, train_data.classes, partial(pictures, held_out))
+    record_row, record_evaluation = rank0_only(recorder.row), rank0_only(recorder.evaluation)
     progress = Progress(total_steps, cursor.step, shown=is_rank0())
     meter = Meter(settings, config.faults.max_skipped_steps, cursor.meter, carries=is_rank0())
     about: dict[str, Any] = {
@@ -164,6 +176,14 @@ def train(plan: Plan, place: Place) -> None:
         "environment": environment(place.world_size, device),
     }
     row: dict[str, Any] = dict(plan.saved.get("metrics", {}))
+    start = {
+        "step": cursor.step,
+        "checkpoint": str(plan.file or ""),
+        "layout": settings.described(),
+        "environment": about["environment"],
+        "ranks": processes(place.rank, device),
+    }
+    rank0_only(recorder.begin)(start, first_batch, as_seen(first_batch, train_data))
 
     with closing(batches), closing(progress):
         while cursor.step < total_steps:
@@ -181,12 +201,14 @@ def train(plan: Plan, place: Place) -> None:
             evaluates = cursor.ends_epoch(config.train.eval_every, total_steps)
             if evaluates or cursor.step % config.log.every_steps == 0:
                 row = meter.row(cursor, rate, saver.stall_s())
+                row["clock"] |= pace.over_ranks(row)
                 if evaluates:
                     held_out_batches = eval_batches(held_out, config.train.evaluation_batch, *ranks)
                     found = evaluate(
                         average.model, task, held_out_batches, mixed_precision(settings)
                     )
                     row["eval"] = found.metrics
+                    record_evaluation(cursor.step, found.sums)
                     is_best = cursor.improve(row["eval"][best_metric], higher_is_better)
                 record_row(row)
                 progress.tell(row)
@@ -204,6 +226,7 @@ def train(plan: Plan, place: Place) -> None:
             wishes.obey(cursor.step)
             meter.restart_clock()
     votes.close()
+    rank0_only(recorder.close)()
     on_rank0(saver.close)
 
 

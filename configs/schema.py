@@ -287,6 +287,9 @@ class Faults(Section):
 class Log(Section):
     every_steps: int = Field(default=10, ge=1, description="optimizer steps between metrics rows")
     tensorboard: bool = Field(default=False, description="write TensorBoard events as well")
+    report: bool = Field(
+        default=True, description="keep report.html in the run folder up to date while it trains"
+    )
 
 
 class Config(Section):

@@ -1,0 +1,46 @@
+"""`python -m report.follow RUN`: keeps RUN/report.html up to date until its standard input ends.
+
+Runs beside the training: it takes only processor time that nobody else wants, and imports nothing
+before there is something to show.
+"""
+
+import os
+import select
+import sys
+from pathlib import Path
+
+_EVERY_S = 1.0
+
+
+def follow(run: Path) -> None:
+    """Write the report after each evaluation, and once more when standard input ends."""
+    _step_back()
+    shown = 0.0
+    going_on = True
+    while going_on:
+        going_on = not select.select([0], [], [], _EVERY_S)[0]
+        evaluated = _changed(run / "evaluation.npz")
+        if evaluated and (evaluated != shown or not going_on):
+            from report.make import write_report
+
+            write_report(run)
+            shown = evaluated
+
+
+def _changed(path: Path) -> float:
+    """When the file was written; 0 when there is none."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _step_back() -> None:
+    """Run only where a processor would be idle, or as near to it as the system has."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+if __name__ == "__main__":
+    follow(Path(sys.argv[1]))

@@ -1,0 +1,235 @@
+"""One self-contained page of one run, or of several side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from report import charts, pictures
+from report.charts import Line
+from report.read import Arrays, Run, elapsed_s, rate_names, resumed_steps, series
+
+_UNIT = 2**32  # of losses and confidences kept as integers
+_SHOWN = 24  # samples; worst mistakes are all shown
+_PAIRS = 8  # most frequent confusions
+
+
+def run_page(run: Run) -> str:
+    """The report of one run as HTML."""
+    classes = [str(name) for name in run.evaluation.get("classes", [])]
+    return _render(
+        "run.html.jinja",
+        run=run,
+        title=run.name,
+        state=_state(run),
+        figures=_figures(run),
+        by_step=[Markup(svg) for svg in _all_curves([run], over_time=False)],
+        by_time=[Markup(svg) for svg in _all_curves([run], over_time=True)],
+        evaluation=_evaluation(run.evaluation, classes),
+        mistakes=_mistakes(run.evaluation, classes),
+        samples=_samples(run.samples),
+        start=run.starts[-1] if run.starts else None,
+    )
+
+
+def comparison_page(runs: Sequence[Run]) -> str:
+    """Several runs side by side as HTML: curves together, last metrics, differing options."""
+    names = list(dict.fromkeys(name for run in runs for name in rate_names(run)))
+    keys = sorted({key for run in runs for key in run.config})
+    values = {key: [run.config.get(key, "") for run in runs] for key in keys}
+    return _render(
+        "comparison.html.jinja",
+        runs=runs,
+        title=" · ".join(run.name for run in runs),
+        names=["loss", *names],
+        last=[_last_evaluation(run) for run in runs],
+        rates=[_median(run, "images_per_s") for run in runs],
+        states=[_state(run) for run in runs],
+        by_step=[Markup(svg) for svg in _all_curves(runs, over_time=False)],
+        by_time=[Markup(svg) for svg in _all_curves(runs, over_time=True)],
+        differing={key: row for key, row in values.items() if len(set(row)) > 1},
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, moment=_moment, percent=_percent, duration=_duration)
+    return environment.get_template(template).render(**values)
+
+
+def _all_curves(runs: Sequence[Run], *, over_time: bool) -> list[str]:
+    """The charts of everything measured along the way; what no run has is left out."""
+    rates = list(dict.fromkeys(name for run in runs for name in rate_names(run)))
+    shares = [("eval", name, name) for name in rates if name != "calibration_error"]
+    wanted: list[tuple[str, str, list[tuple[str, str, str]], float, dict[str, bool]]] = [
+        ("Loss", "loss", [("train", "loss", "training"), ("eval", "loss", "held out")], 1, {}),
+        ("Held-out metrics", "%", shares, 100, {}),
+        ("Calibration error", "%", [("eval", "calibration_error", "")], 100, {"from_zero": True}),
+        ("Learning rate", "learning rate", [("train", "lr", "")], 1, {"from_zero": True}),
+        ("Gradient norm", "norm", [("train", "grad_norm", "")], 1, {"log_scale": True}),
+        ("Throughput", "images/s", [("clock", "images_per_s", "")], 1, {"from_zero": True}),
+        ("Waiting for data", "% of the step", [("clock", "data_wait", "")], 100,
+         {"from_zero": True}),
+        ("Model FLOPs utilisation", "% of peak", [("clock", "mfu", "")], 100, {"from_zero": True}),
+        ("Checkpoint stall", "s", [("clock", "save_stall_s", "")], 1, {"from_zero": True}),
+        ("Peak memory", "MB", [("clock", "peak_memory_mb", "")], 1, {"from_zero": True}),
+    ]  # fmt: skip
+    # Side by side, a chart of several curves a run would be a tangle: the first is enough.
+    drawn = []
+    for title, unit, sources, factor, scale in wanted:
+        kept = sources if len(runs) == 1 else sources[-1:] if title == "Loss" else sources[:1]
+        lines = [
+            replace(line, label=line.label if len(runs) == 1 else run.name)
+            for run in runs
+            for source in kept
+            if (line := _line(run, source, factor, over_time))
+        ]
+        if len(runs) > 1 and kept and kept[0][2]:
+            title = f"{title}: {kept[0][2]}"
+        if lines:
+            marks = _marks(runs[0], over_time=over_time) if len(runs) == 1 else []
+            x_label = "time, min" if over_time else "step"
+            drawn.append(
+                charts.curves(title, lines, x_label=x_label, y_label=unit, marks=marks, **scale)
+            )
+    return drawn
+
+
+def _line(run: Run, source: tuple[str, str, str], factor: float, over_time: bool) -> Line | None:
+    part, name, label = source
+    numbers, values = series(run, part, name)
+    if not numbers:
+        return None
+    times = elapsed_s(run) if over_time else []
+    x = [times[n] / 60 if over_time else run.rows[n]["step"] for n in numbers]
+    return Line(label.replace("_", " "), x, [factor * v for v in values], part == "eval")
+
+
+def _marks(run: Run, *, over_time: bool) -> list[float]:
+    steps = resumed_steps(run)
+    if not over_time:
+        return [float(step) for step in steps]
+    times = dict(zip((row["step"] for row in run.rows), elapsed_s(run), strict=True))
+    return [max((t for s, t in times.items() if s <= step), default=0.0) / 60 for step in steps]
+
+
+def _state(run: Run) -> tuple[str, str]:
+    """(kind, words) of how the run stands."""
+    if run.exit is None:
+        return "open", "running, or killed: no exit code yet"
+    code, reason = run.exit
+    return ("done", "finished") if code == 0 else ("stopped", f"exit code {code}: {reason}")
+
+
+def _figures(run: Run) -> list[tuple[str, str]]:
+    """(name, value with unit) of what is asked first."""
+    found = [(name.replace("_", " "), _percent(value) if name != "loss" else f"{value:.4f}")
+             for name, value in _last_evaluation(run).items()]  # fmt: skip
+    if not run.rows:
+        return found
+    found.append(("epochs", f"{run.rows[-1]['epoch']} of {run.config.get('train.epochs', '?')}"))
+    found.append(("steps", f"{run.rows[-1]['step']:,}"))
+    found.append(("time", _duration(elapsed_s(run)[-1])))
+    for name, label, shown in (
+        ("images_per_s", "images/s, all processes", "{:,.0f}"),
+        ("data_wait", "of the step waiting for data", "{:.1%}"),
+        ("mfu", "model FLOPs utilisation", "{:.1%}"),
+        ("peak_memory_mb", "peak memory of a process", "{:,.0f} MB"),
+    ):
+        value = _median(run, name)
+        if value is not None:
+            found.append((label, shown.format(value)))
+    return found
+
+
+def _median(run: Run, name: str) -> float | None:
+    _, values = series(run, "clock", name)
+    return float(np.median(values)) if values else None
+
+
+def _last_evaluation(run: Run) -> dict[str, float]:
+    found = (row["eval"] for row in reversed(run.rows) if "eval" in row)
+    return next(found, {})
+
+
+def _evaluation(sums: Arrays, classes: list[str]) -> dict[str, Any]:
+    """Charts and tables of a classifier's sums; empty for another task."""
+    if "per_class" not in sums:
+        return {}
+    images, predictions, both = sums["per_class"].T
+    found: dict[str, Any] = {
+        "step": int(sums["step"]),
+        "reliability": Markup(charts.reliability(sums["calibration"])),
+        "per_class": [
+            {"name": name, "images": int(n), "accuracy": r / n if n else None,
+             "f1": 2 * r / (n + p) if n + p else None}
+            for name, n, p, r in zip(classes, images, predictions, both, strict=True)
+        ],
+    }  # fmt: skip
+    if "confusion" in sums:
+        found["confusion"] = Markup(charts.confusion(sums["confusion"], classes))
+        off = sums["confusion"] - np.diag(sums["confusion"].diagonal())
+        order = np.argsort(-off, axis=None, kind="stable")[:_PAIRS]
+        pairs = [(int(place) // len(classes), int(place) % len(classes)) for place in order]
+        found["pairs"] = [(classes[t], classes[p], int(off[t, p])) for t, p in pairs if off[t, p]]
+    return found
+
+
+def _mistakes(sums: Arrays, classes: list[str]) -> list[dict[str, Any]]:
+    """The worst mistakes, each an image with truth, prediction and confidence."""
+    if "worst_mistakes" not in sums:
+        return []
+    shown = dict(zip(sums["picture_samples"].tolist(), sums["pictures"], strict=True))
+    return [
+        {
+            "image": pictures.data_uri(shown[sample]),
+            "truth": classes[truth],
+            "prediction": classes[prediction],
+            "confidence": confidence / _UNIT,
+            "loss": loss / _UNIT,
+            "sample": sample,
+        }
+        for loss, sample, truth, prediction, confidence in sums["worst_mistakes"].tolist()
+        if sample in shown
+    ]
+
+
+def _samples(arrays: Arrays) -> list[tuple[str, str]]:
+    """(image, label) of training samples as the network saw them."""
+    if not arrays:
+        return []
+    images, labels = arrays["pictures"][:_SHOWN], arrays["labels"][:_SHOWN]
+    return [(pictures.data_uri(i), str(n)) for i, n in zip(images, labels, strict=True)]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _moment(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
