@@ -1,0 +1,50 @@
+"""Networks and optimizers that the tests of options use."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import Optim
+
+
+class Loud(nn.Module):
+    """A linear classifier whose gradient overflows in fp16 until the loss scale has fallen."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(in_channels * 64, num_classes)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 8, 8) -> logits (B, K)."""
+        logits: Tensor = self.head(self.drop(x.flatten(1))) * 256.0
+        return logits
+
+
+def loud(num_classes: int, in_channels: int) -> nn.Module:
+    return Loud(num_classes, in_channels)
+
+
+class Tiny(nn.Module):
+    """Convolution, norm, dropout, head: quick to compile."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K)."""
+        logits: Tensor = self.head(self.drop(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3))))
+        return logits
+
+
+def tiny(num_classes: int, in_channels: int) -> nn.Module:
+    return Tiny(num_classes, in_channels)
+
+
+def nadam(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+    return torch.optim.NAdam(groups, lr=optim.lr, betas=optim.betas)
