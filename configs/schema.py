@@ -379,6 +379,39 @@ def _optim_conflicts(optim: Optim) -> Iterator[tuple[str, str]]:
         yield "optim.min_lr", f"{optim.min_lr:g} is above the peak, optim.lr={optim.lr:g}"
 
 
+# Of data in memory, which has no files, and is cut by no crop.
+_IN_MEMORY = ("digits", "fashion_mnist", "cifar10")
+_FOR_FILES = ("held_out", "eval_crop", "on_bad_image", "augment.crop_area", "augment.crop_ratio")
+
+
+def _data_conflicts(data: Data) -> Iterator[tuple[str, str]]:
+    """Options of the data that say nothing to its dataset or policy, or contradict themselves."""
+    augment = data.augment
+    for option in _FOR_FILES:
+        section, name = (augment, option[8:]) if option.startswith("augment.") else (data, option)
+        is_set = getattr(section, name) != type(section).model_fields[name].default
+        if is_set and data.name in _IN_MEMORY:
+            yield f"data.{option}", f"it is for image files, and data.name={data.name} has none"
+    for name in ("operations", "magnitude"):
+        is_set = getattr(augment, name) != Augment.model_fields[name].default
+        if is_set and augment.policy != "randaugment":
+            yield f"data.augment.{name}", "it belongs to data.augment.policy=randaugment"
+    for name, (least, most), limit in (
+        ("crop_area", augment.crop_area, 1.0),
+        ("crop_ratio", augment.crop_ratio, math.inf),
+    ):
+        if not 0 < least <= most <= limit:
+            yield (
+                f"data.augment.{name}",
+                f"[{least:g}, {most:g}] must be [least, most], above 0 and at most {limit:g}",
+            )
+    if data.image_size is not None and augment.pad >= data.image_size:
+        yield (
+            "data.augment.pad",
+            f"shifts of {augment.pad} pixels empty an image of {data.image_size} pixels",
+        )
+
+
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what contradicts what and the way out) of options that are wrong only together."""
     train, optim, ddp, data = config.train, config.optim, config.ddp, config.data
@@ -400,21 +433,4 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     if ddp.shards is not None and not ddp.exact:
         yield "ddp.shards", "shards belong to exact mode; set ddp.exact=true or shards=null"
     yield from _exact_conflicts(train, ddp)
-    if data.augment.policy != "randaugment":
-        for name in ("operations", "magnitude"):
-            if getattr(data.augment, name) != Augment.model_fields[name].default:
-                yield f"data.augment.{name}", "it belongs to data.augment.policy=randaugment"
-    for name, (least, most), limit in (
-        ("crop_area", data.augment.crop_area, 1.0),
-        ("crop_ratio", data.augment.crop_ratio, math.inf),
-    ):
-        if not 0 < least <= most <= limit:
-            yield (
-                f"data.augment.{name}",
-                f"[{least:g}, {most:g}] must be [least, most], above 0 and at most {limit:g}",
-            )
-    if data.image_size is not None and data.augment.pad >= data.image_size:
-        yield (
-            "data.augment.pad",
-            f"shifts of {data.augment.pad} pixels empty an image of {data.image_size} pixels",
-        )
+    yield from _data_conflicts(data)

@@ -17,7 +17,7 @@ class Described:
 
     def __init__(self, dataset: Any, name: str) -> None:
         """Looks at sample 0; BadInput, naming `name`, when the loader could not use the dataset."""
-        self._dataset = dataset
+        self._dataset, self._name = dataset, name
         if not hasattr(dataset, "classes"):
             raise BadInput(f"{name}: the dataset needs `classes`, the list of its labels' names")
         if not hasattr(dataset, "__len__") or not len(dataset):
@@ -34,7 +34,14 @@ class Described:
         return len(self._dataset)
 
     def __getitem__(self, sample: int) -> Any:
-        return self._dataset[sample]
+        """The user's own item; BadInput when its label is none of the classes."""
+        item = self._dataset[sample]
+        label = item[1] if isinstance(item, tuple) and len(item) == 2 else None
+        # A GPU would report it much later, and without a number.
+        if isinstance(label, int) and not 0 <= label < len(self._dataset.classes):
+            known = len(self._dataset.classes)
+            raise BadInput(f"{self._name}: sample {sample} has label {label} of {known} classes")
+        return item
 
     def __getattr__(self, name: str) -> Any:
         if name == "_dataset":  # not there yet: a copy in the making

@@ -17,8 +17,8 @@ def alone(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as reason:
         raise BadInput(f"{folder} cannot be written to: {reason.strerror}") from reason
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield folder

@@ -72,6 +72,9 @@ def _row(dataset: Any, sample: int, skipped: dict[int, str]) -> Any:
         if not getattr(dataset, "skips_bad_images", False):
             raise BadImage(f"sample {sample}: {reason}") from reason.__cause__
         skipped[sample] = str(reason)
+    except Exception as reason:
+        reason.add_note(f"while sample {sample} was read")
+        raise
     for other in dataset.stand_ins(sample):
         try:
             return dataset[other]

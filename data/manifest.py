@@ -62,7 +62,10 @@ def manifest(root: Path) -> Manifest:
         file = folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.manifest"
         found = _read(file, root)
         if found is None:
-            _scan(root, file)
+            try:
+                _scan(root, file)
+            except OSError as reason:
+                raise BadInput(f"{reason.filename} cannot be read: {reason.strerror}") from reason
             found = _read(file, root, fresh=True)
     assert found is not None
     return found

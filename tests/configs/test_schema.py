@@ -97,6 +97,13 @@ def test_the_evaluation_batch_needs_no_world_size(train, samples):
         ({"ddp": {"exact": True, "sync_batchnorm": True}}, "runs the bare module"),
         ({"ddp": {"exact": True, "static_graph": True}}, "runs the bare module"),
         ({"data": {"image_size": 8, "augment": {"pad": 8}}}, "shifts of 8 pixels"),
+        ({"data": {"augment": {"magnitude": 5}}}, "policy=randaugment"),
+        ({"data": {"name": "cifar10", "on_bad_image": "skip"}}, "data.name=cifar10 has none"),
+        ({"data": {"augment": {"crop_area": [0.5, 1.0]}}}, "data.name=digits has none"),
+        (
+            {"data": {"name": "image_folder", "augment": {"crop_area": [0.5, 0.2]}}},
+            "[0.5, 0.2] must be [least, most], above 0 and at most 1",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(values, told):

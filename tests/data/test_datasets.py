@@ -239,12 +239,16 @@ class Float(Stripes):
 class Wide(Stripes):
     def __getitem__(self, sample): return torch.zeros(2, 6, 9, dtype=torch.uint8), 0
 
+class Mislabelled(Stripes):
+    def __getitem__(self, sample): return super().__getitem__(sample)[0], sample
+
 class Nameless:
     def __len__(self): return 1
 
 def stripes(section, split): return Stripes(40 if split == "train" else 10)
 def floats(section, split): return Float(4)
 def wide(section, split): return Wide(4)
+def mislabelled(section, split): return Mislabelled(4)
 def nameless(section, split): return Nameless()
 def empty(section, split): return Stripes(0)
 """
@@ -279,3 +283,9 @@ def test_users_dataset_needs_only_samples_a_length_and_classes(user_file):
 def test_users_dataset_that_does_not_fit_is_told_why(user_file, function, message):
     with pytest.raises(BadInput, match=message):
         build_dataset(Data(name=f"{user_file}:{function}"), "train")
+
+
+def test_label_that_is_no_class_names_its_sample(user_file):
+    dataset = build_dataset(Data(name=f"{user_file}:mislabelled"), "train")
+    with pytest.raises(BadInput, match=r"mislabelled: sample 3 has label 3 of 2 classes"):
+        dataset[3]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
 
@@ -169,6 +170,21 @@ def test_bad_input_in_a_worker_arrives_as_its_one_message(digits, workers):
     with pytest.raises(BadInput) as caught:
         run(source, stop=59)
     assert str(caught.value) == "sample 7 is damaged"
+
+
+class Broken(OneByOne):
+    def __getitem__(self, sample):
+        if sample == 7:
+            raise KeyError("caption")
+        return super().__getitem__(sample)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mistake_in_a_users_dataset_is_told_with_its_sample(digits, workers):
+    source = Source(Broken(digits), collate, source_of(digits).transform, CPU, workers)
+    with pytest.raises(KeyError) as caught:
+        run(source, stop=59)
+    assert "while sample 7 was read" in "".join(traceback.format_exception(caught.value))
 
 
 def children_of(pid):
