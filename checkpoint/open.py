@@ -9,7 +9,6 @@ import mmap
 import os
 import stat
 import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 
 from checkpoint import digest
-from checkpoint.scan import BYTES_PER_OBJECT, Storage, Stored, plain, refuse, scan
+from checkpoint.archive import archive_records
+from checkpoint.scan import Storage, Stored, plain, refuse, scan
 from utils.errors import BadInput
 
 PARTS = [
@@ -54,16 +54,24 @@ def read(path: Path) -> dict[str, Any]:
     `argparse.Namespace` come as a dict. BadInput when the file is missing, damaged, no such file,
     holds anything but data, or does not match the digest that it carries.
     """
+    content = read_unverified(path)
+    if "digest" in content:
+        try:
+            digest.check(content)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+    return content
+
+
+def read_unverified(path: Path) -> dict[str, Any]:
+    """As `read`, whatever digest the file carries; to look at it, not to use it."""
     try:
         contents = look(path)
         if isinstance(contents.tree, _Safetensors):
             return contents.tree.tensors()
-        source = _source(contents)
-        content = plain(contents.tree, contents.size, source.tensor)
+        content = plain(contents.tree, contents.size, _source(contents).tensor)
         if not isinstance(content, dict):
             raise BadInput(f"holds a {type(content).__name__}, not a dict of weights")
-        if "digest" in content:
-            digest.check(content)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error.__cause__
     return content
@@ -110,10 +118,8 @@ def look(path: Path) -> Contents:
 
 
 def _look_zip(path: Path, file: IO[bytes], size: int) -> Contents:
-    records = _records(file, size)
+    records = archive_records(file, size)
     names = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
-    if any("/code/" in name or name.endswith("/constants.pkl") for name in records):
-        raise refuse("a TorchScript archive holds a program, not only weights")
     if len(names) != 1:
         raise BadInput("a zip file, but not one that torch.save wrote")
     start, length = records[names[0]]
@@ -134,43 +140,6 @@ def _look_zip(path: Path, file: IO[bytes], size: int) -> Contents:
         if place is None or place[1] != storage.numel * storage.dtype.itemsize:
             raise BadInput(f"damaged, the bytes of storage {storage.key[:20]!r} are not there")
     return Contents(path, size, "torch.save", tree, {key: at[0] for key, at in data.items()})
-
-
-def _records(file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
-    """Name -> (position, length) of each record; BadInput unless all are stored as they are,
-    once each, and side by side."""
-    file.seek(max(0, size - 22))
-    end = file.read(22)
-    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise BadInput("damaged or cut off, a zip file without its end")
-    try:
-        # The table is read whole: it must not be larger than that of a file of this size can be.
-        listed = struct.unpack("<I", end[12:16])[0]
-        if listed != 0xFFFFFFFF and listed > (1 << 20) + size // 8:
-            raise refuse(f"its table of records has {listed} bytes")
-        with zipfile.ZipFile(file) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"damaged, its table of records cannot be read ({error})") from error
-    if len(infos) > 10_000 + size // BYTES_PER_OBJECT:
-        raise refuse(f"it has {len(infos)} records")
-    records: dict[str, tuple[int, int]] = {}
-    free = 0
-    for info in infos:
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise refuse(f"its record {info.filename[:40]!r} is compressed or encrypted")
-        file.seek(info.header_offset)
-        header = file.read(30)
-        if info.header_offset < free or len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise BadInput(f"damaged, its record {info.filename[:40]!r} is not where it should be")
-        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-        free = start + info.file_size
-        if info.file_size != info.compress_size or free > size or info.filename in records:
-            raise BadInput(f"damaged, its record {info.filename[:40]!r} has no place in the file")
-        records[info.filename] = (start, info.file_size)
-    return records
 
 
 def _look_legacy(path: Path, file: IO[bytes], size: int) -> Contents:

@@ -16,9 +16,9 @@ import torch
 
 from utils.errors import BadInput
 
-# What a reader may build for each byte of the file: an object costs about 200 bytes, and a file of
-# one-byte instructions would otherwise grow two hundredfold.
-FREE_OBJECTS = 200_000
+# How many instructions a pickle may have: each takes up to 180 bytes of memory, and a file of
+# one-byte instructions would otherwise grow a hundredfold. A tensor takes about 40 of them.
+FREE_OBJECTS = 400_000
 BYTES_PER_OBJECT = 128
 DEEPEST = 64
 
@@ -32,6 +32,10 @@ _STORAGES = {
     }.items()
 }  # fmt: skip
 _DTYPES = {str(dtype) for dtype in _STORAGES.values()}
+# Instructions that push their argument, a constant, or a new container.
+_ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _MAPPINGS = ("collections.OrderedDict", "collections.Counter")
 _VIEWS: tuple[list[None], ...] = (
     [],
@@ -95,7 +99,8 @@ def scan(data: IO[bytes], file_bytes: int) -> Any:
     machine = _Machine(FREE_OBJECTS + file_bytes // BYTES_PER_OBJECT)
     try:
         for opcode, argument, _ in pickletools.genops(data):
-            machine.run(opcode.name, argument)
+            if opcode.name != "STOP":
+                machine.run(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, UnicodeError) as error:
         if isinstance(error, BadInput):
             raise
@@ -122,24 +127,14 @@ class _Machine:
             case "PROTO":
                 if argument != 2:
                     raise refuse(f"pickle protocol {argument} (state dicts are saved with 2)")
-            case "STOP":
-                pass
             case "GLOBAL":
                 self.stack.append(_global(argument))
-            case "NONE":
-                self.stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                self.stack.append(name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+            case _ if name in _ARGUMENTS:
                 self.stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINSTRING":
-                self.stack.append(argument)
-            case "EMPTY_DICT":
-                self.stack.append({})
-            case "EMPTY_LIST":
-                self.stack.append([])
-            case "EMPTY_TUPLE":
-                self.stack.append(())
+            case _ if name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name])
+            case _ if name in _EMPTY:
+                self.stack.append(_EMPTY[name]())
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
             case "BINGET" | "LONG_BINGET":

@@ -73,6 +73,7 @@ def temporaries(folder: Path) -> list[str]:
 
 def put(folder: Path, step: int, *, best: bool = False, keep: int = 2, seed: int = 0) -> Path:
     """Write the checkpoint of `step` into `folder`, in this process."""
+    folder.mkdir(exist_ok=True)
     return write(folder, content(step, seed), best=best, keep=keep).path
 
 

@@ -1,7 +1,7 @@
 """Every file-changing system call of one save, killed and failed in turn; prints the tally as JSON.
 
 Run with `faults.c` preloaded: python crash_points.py SHIM FOLDER MODE..., where MODE is `kill` or
-the name of an errno. torch is imported once, and each trial is a fork. The folder of a trial holds the
+the name of an errno. torch is imported once, and each trial is a fork. A trial's folder holds the
 checkpoints 2 and 3, of which 2 is the best; the save under test is 4, becomes the best, and
 deletes 2.
 """
