@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 # Colours that matplotlib is told, and what the page makes of them.
@@ -81,12 +81,15 @@ def curves(
             axes.axvline(mark, color=MARK, linestyle=(0, (3, 3)), linewidth=1)
         if log_scale:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         elif from_zero:
             axes.set_ylim(bottom=0)
         if not log_scale:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
         if any(line.label for line in lines):
             axes.legend(ncols=2 if len(lines) > 3 else 1)
         return _svg(figure)
@@ -143,6 +146,13 @@ def _axes(
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _short(value: float, _: int | None) -> str:
+    """`40`, `2.5k`, `1.2M`."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
 
 
 def _colours(count: int) -> list[str]:

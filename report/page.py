@@ -84,6 +84,7 @@ def _all_curves(runs: Sequence[Run], *, over_time: bool) -> list[str]:
         ("Checkpoint stall", "s", [("clock", "save_stall_s", "")], 1, {"from_zero": True}),
         ("Peak memory", "MB", [("clock", "peak_memory_mb", "")], 1, {"from_zero": True}),
     ]  # fmt: skip
+    divisor, unit_of_time = _time_unit(runs) if over_time else (1.0, "")
     # Side by side, a chart of several curves a run would be a tangle: the first is enough.
     drawn = []
     for title, unit, sources, factor, scale in wanted:
@@ -92,35 +93,46 @@ def _all_curves(runs: Sequence[Run], *, over_time: bool) -> list[str]:
             replace(line, label=line.label if len(runs) == 1 else run.name)
             for run in runs
             for source in kept
-            if (line := _line(run, source, factor, over_time))
+            if (line := _line(run, source, factor, divisor if over_time else None))
         ]
         if len(runs) > 1 and kept and kept[0][2]:
             title = f"{title}: {kept[0][2]}"
         if lines:
-            marks = _marks(runs[0], over_time=over_time) if len(runs) == 1 else []
-            x_label = "time, min" if over_time else "step"
+            marks = _marks(runs[0], divisor if over_time else None) if len(runs) == 1 else []
+            x_label = f"time, {unit_of_time}" if over_time else "step"
             drawn.append(
                 charts.curves(title, lines, x_label=x_label, y_label=unit, marks=marks, **scale)
             )
     return drawn
 
 
-def _line(run: Run, source: tuple[str, str, str], factor: float, over_time: bool) -> Line | None:
+def _time_unit(runs: Sequence[Run]) -> tuple[float, str]:
+    """(seconds in it, name) of the unit that suits the longest of the runs."""
+    longest = max((elapsed_s(run)[-1] for run in runs if run.rows), default=0.0)
+    if longest < 180:
+        return 1.0, "s"
+    return (60.0, "min") if longest < 3 * 3600 else (3600.0, "h")
+
+
+def _line(
+    run: Run, source: tuple[str, str, str], factor: float, unit_s: float | None
+) -> Line | None:
+    """The curve of `source` over the step, or over the time in units of `unit_s` seconds."""
     part, name, label = source
     numbers, values = series(run, part, name)
     if not numbers:
         return None
-    times = elapsed_s(run) if over_time else []
-    x = [times[n] / 60 if over_time else run.rows[n]["step"] for n in numbers]
+    times = elapsed_s(run) if unit_s else []
+    x = [times[n] / unit_s if unit_s else run.rows[n]["step"] for n in numbers]
     return Line(label.replace("_", " "), x, [factor * v for v in values], part == "eval")
 
 
-def _marks(run: Run, *, over_time: bool) -> list[float]:
+def _marks(run: Run, unit_s: float | None) -> list[float]:
     steps = resumed_steps(run)
-    if not over_time:
+    if not unit_s:
         return [float(step) for step in steps]
     times = dict(zip((row["step"] for row in run.rows), elapsed_s(run), strict=True))
-    return [max((t for s, t in times.items() if s <= step), default=0.0) / 60 for step in steps]
+    return [max((t for s, t in times.items() if s <= step), default=0.0) / unit_s for step in steps]
 
 
 def _state(run: Run) -> tuple[str, str]:
@@ -221,7 +233,7 @@ def _moment(unix: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
 
 
 def _duration(seconds: float) -> str:
