@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from data.fetch import BadImage, Batch, Collate, Fetched, Request, fetch_ahead, fetch_in_turn
+from data.fetch import Batch, Collate, Fetched, Request, fetch_ahead, fetch_in_turn
 from data.order import Indices, TrainOrder, share
 from data.order import eval_batches as eval_parts
 from data.transforms import Transform
-from utils.errors import BadInput
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +151,7 @@ def _delivered(source: Source, pieces: Iterator[Piece], rank: int) -> Generator[
         fetched = fetch_in_turn(source.dataset, source.collate, requests)
     ready = _transformed(source, zip(pieces, fetched, strict=False), rank)
     with closing(fetched):
-        try:
-            yield from _one_ahead(ready, source.device) if on_gpu else ready
-        except BadImage as reason:
-            raise BadInput(f"rank {rank}: {reason}") from reason.__cause__
+        yield from _one_ahead(ready, source.device) if on_gpu else ready
 
 
 def _transformed(
