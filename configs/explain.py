@@ -86,7 +86,12 @@ def allowed(path: Path) -> str:
     if field is None or is_section(field):
         section = Config if field is None else field.annotation
         return f"keys with values ({', '.join(section.model_fields)})"  # type: ignore[union-attr]
-    return f"{', or '.join(_phrase(kind) for kind in _kinds(path))} ({field.description})"
+    return f"{values(path)} ({field.description})"
+
+
+def values(path: Path) -> str:
+    """What an option takes, from its type and range alone."""
+    return ", or ".join(_phrase(kind) for kind in _kinds(path))
 
 
 def takes_text(path: Path) -> bool:
