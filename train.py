@@ -50,7 +50,8 @@ from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
 from models.freeze import freeze
-from models.pretrained import load_pretrained, restore
+from models.library import published
+from models.pretrained import class_names, load_weights, origin, restore
 from report.background import reported
 from tasks.task import build_task, require_task
 from utils.durable import write_atomic
@@ -83,6 +84,7 @@ def require_known(config: Config) -> None:
     require_exact(config, promised_world_size())
     require_devices(config.ddp)
     find_builder(config.model.name)
+    published(config.model.name, config.model.weights)
     require_names(config.optim)
     require_board(config.log)
     require_dataset(config.data.name)
@@ -110,7 +112,7 @@ def fill(model: nn.Module, plan: Plan, classes: Sequence[str]) -> None:
     if plan.saved:
         restore(model, plan.saved["model"], plan.file)
     elif plan.config.model.weights is not None:
-        report = load_pretrained(model, plan.config.model.weights, classes)
+        report = load_weights(model, plan.config.model, classes)
         log.info(report.text())
         write_atomic(plan.path / "load_report.json", report.to_json())
 
@@ -161,7 +163,7 @@ def train(plan: Plan, place: Place) -> None:
     batches = pace.timed(train_batches(source, order, *ranks, cap, cursor.step, total_steps))
 
     # What is told and written, by rank 0 alone.
-    votes = Votes(every=1 if device.type == "cpu" else 4)
+    votes = Votes()
     votes.listen()
     saver = Saver(rank0_only(Store)(plan.path, config.save.keep), config.save, votes)
     recorder = Recorder(plan.path, config.log, train_data.classes, partial(pictures, held_out))
@@ -170,8 +172,8 @@ def train(plan: Plan, place: Place) -> None:
     meter = Meter(settings, config.faults.max_skipped_steps, cursor.meter, carries=is_rank0())
     about: dict[str, Any] = {
         "ema": average.model if average.kept else None,
-        "labels": train_data.classes,
-        "preprocess": preprocess(train_data),
+        "labels": class_names(config.model, train_data.classes),
+        "preprocess": preprocess(train_data) | origin(config.model),
         "config": to_plain(config),
         "environment": environment(place.world_size, device),
     }
@@ -188,11 +190,11 @@ def train(plan: Plan, place: Place) -> None:
     with closing(batches), closing(progress):
         while cursor.step < total_steps:
             rate = learning_rate(cursor.step, config.optim, order.steps_per_epoch, total_steps)
-            loss, count, norm = train_step(
+            losses, count, norm = train_step(
                 ddp_model, task, batches, optimizer, settings, cursor.step, rate
             )
             average.update()
-            meter.add(cursor.step, loss, count, norm)
+            meter.add(cursor.step, losses, count, norm)
             cursor.advance(config.train.global_batch)
             progress.step()
             wishes = votes.at(cursor.step)

@@ -11,7 +11,6 @@ is read from the summed gradient, which is the same bits on every world size.
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +26,6 @@ from engine.gradient import (
     mixed_precision,
 )
 from utils.errors import BadInput
-from utils.fixed import to_fixed
 
 DEFAULT_SHARDS = 8
 
@@ -89,7 +87,7 @@ def exact(
     batches: Iterator[MicroBatch],
     settings: StepSettings,
     step: int,
-) -> tuple[Tensor, Count]:
+) -> tuple[list[Tensor], Count]:
     """Leave the gradient of the mean loss in `.grad`, added in the tree; see `Accumulate`.
 
     The bare module runs, since DDP would sum the ranks in an order of its own. Buffers end as shard
@@ -101,7 +99,7 @@ def exact(
     at_start = after_first = [buffer.clone() for buffer in buffers]
     pieces, count, total = counted(task, batches, settings)
     scale = 1 / total
-    loss_units = torch.zeros((), dtype=torch.int64, device=settings.device)
+    losses = []
     tree = TreeSum()
     for number in range(len(settings.micro_batches)):
         piece = next(pieces)
@@ -109,7 +107,7 @@ def exact(
         with mixed_precision(settings):
             loss = task.loss(model, piece.batch)
         settings.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
-        loss_units += to_fixed(loss)
+        losses.append(loss.detach())
         tree.add([_taken(name, parameter) for name, parameter in trained])
         if number == 0:
             after_first = [buffer.clone() for buffer in buffers]
@@ -120,7 +118,7 @@ def exact(
     tree_sum_over_ranks(gradients)
     for (_, parameter), gradient in zip(trained, gradients, strict=True):
         parameter.grad = gradient
-    return loss_units, count
+    return losses, count
 
 
 def _overwrite(buffers: list[Tensor], values: list[Tensor]) -> None:

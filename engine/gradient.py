@@ -11,7 +11,6 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp.collectives import sum_over_ranks
-from utils.fixed import to_fixed
 from utils.keyed import seed_of
 
 Batch = dict[str, Tensor]
@@ -64,11 +63,11 @@ class StepSettings:
         return f"{processes} x {parts} x {size} = global batch {self.global_batch}"
 
 
-# Leaves the gradient in `.grad`; returns this rank's summed loss () in units of 2**-32 and its
-# count, which together over all ranks make the mean loss.
+# Leaves the gradient in `.grad`; returns the summed loss () of each of this rank's micro-batches,
+# not yet read, and what they count, which together over all ranks make the mean loss.
 Accumulate = Callable[
     [DistributedDataParallel, Trains, Iterator[MicroBatch], StepSettings, int],
-    tuple[Tensor, Count],
+    tuple[list[Tensor], Count],
 ]
 
 
@@ -78,14 +77,14 @@ def averaged(
     batches: Iterator[MicroBatch],
     settings: StepSettings,
     step: int,
-) -> tuple[Tensor, Count]:
+) -> tuple[list[Tensor], Count]:
     """Micro-batches add up in `.grad`, and DDP averages over ranks while the last runs backward.
 
     All but the last run under `no_sync`. The average is undone in the factor.
     """
     pieces, count, total = counted(task, batches, settings)
     scale = settings.world_size / total
-    loss_units = torch.zeros((), dtype=torch.int64, device=settings.device)
+    losses = []
     last = len(settings.micro_batches) - 1
     for number in range(last + 1):
         piece = next(pieces)
@@ -94,8 +93,8 @@ def averaged(
             with mixed_precision(settings):
                 loss = task.loss(ddp_model, piece.batch)
             settings.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
-        loss_units += to_fixed(loss)
-    return loss_units, count
+        losses.append(loss.detach())
+    return losses, count
 
 
 def counted(

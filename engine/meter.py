@@ -11,9 +11,11 @@ from ddp.collectives import sum_over_ranks
 from engine.cursor import Cursor
 from engine.gradient import StepSettings
 from engine.verdict import Verdicts
-from utils.fixed import BROKEN, from_fixed
+from utils.fixed import BROKEN, from_fixed, to_fixed
 
 Row = dict[str, Any]
+
+_MOST_HELD = 256  # losses held before they are added up
 
 
 class Meter:
@@ -30,22 +32,36 @@ class Meter:
         sums = [carried.get("loss", 0), carried.get("count", 0), 0] if carries else [0, 0, 0]
         self._sums = torch.tensor(sums, dtype=torch.int64, device=settings.device)
         self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
+        self._losses: list[Tensor] = []  # not in the sums yet
+        self._counts: list[Tensor | int] = []
         self._norms: list[tuple[int, Tensor]] = []  # of the steps not judged yet
         self._norm = 0.0
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
 
-    def add(self, step: int, loss_units: Tensor, count: Tensor | int, norm: Tensor) -> None:
-        """Count step `step` (from 0), which ended now: this rank's summed loss () in units of
-        2**-32, what it is a sum over, and the norm () of the whole gradient."""
-        self._sums[0] += loss_units
-        self._sums[1] += count
-        self._sums[2] += loss_units.abs() > -BROKEN // 2
+    def add(self, step: int, losses: list[Tensor], count: Tensor | int, norm: Tensor) -> None:
+        """Count step `step` (from 0), which ended now: the summed loss () of each of this rank's
+        micro-batches, what they count, and the norm () of the whole gradient."""
+        self._losses += losses
+        self._counts.append(count)
         self._norms.append((step, norm))
+        if len(self._losses) >= _MOST_HELD:
+            self._fold()
         now = time.perf_counter()
         self._steps += 1
         self._busy_s += now - self._since
         self._since = now
+
+    def _fold(self) -> None:
+        """Add what is held to the sums: once for many steps, as each operation costs some us."""
+        if not self._losses:
+            return
+        units = to_fixed(torch.stack(self._losses))
+        broken = units == BROKEN
+        self._sums[0] += units.masked_fill(broken, 0).sum()
+        self._sums[1] += sum(self._counts)
+        self._sums[2] += broken.sum()
+        self._losses, self._counts = [], []
 
     def restart_clock(self) -> None:
         """Leave out of the clock what happened since the last step: an evaluation, a checkpoint."""
@@ -56,6 +72,7 @@ class Meter:
 
         Raises NonFinite if a step was not finite.
         """
+        self._fold()
         loss, count, broken = sum_over_ranks(self._sums.clone()).tolist()
         if self._norms:
             steps, norms = zip(*self._norms, strict=True)

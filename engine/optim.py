@@ -161,6 +161,13 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
     ]
 
 
+def forget_gradients(optimizer: Optimizer) -> None:
+    """Drop all gradients; `zero_grad` without its profiler entry, 20 us of a step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def require_fit(optimizer: Optimizer, saved: Mapping[str, Any], file: object) -> None:
     """BadInput unless a saved state is of the same parameters and quantities as `optimizer` has."""
     ours = [group["param_names"] for group in optimizer.state_dict()["param_groups"]]

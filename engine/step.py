@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -22,7 +22,7 @@ from engine.gradient import (
     key_randomness,
     mixed_precision,
 )
-from engine.optim import gradients, set_learning_rate
+from engine.optim import forget_gradients, gradients, set_learning_rate
 
 
 def step_settings(
@@ -64,14 +64,14 @@ def train_step(
     settings: StepSettings,
     step: int,
     rate: float,
-) -> tuple[Tensor, Count, Tensor]:
+) -> tuple[list[Tensor], Count, Tensor]:
     """Take optimizer step `step` (from 0) on the next micro-batches, with learning rate `rate`.
 
-    Returns this rank's summed loss () in units of 2**-32, what it is a sum over, and the norm () of
-    the whole gradient, on the device and not yet read. On the CPU, NonFinite before a step that
-    would poison the weights.
+    Returns the summed loss () of each of this rank's micro-batches, what they count, and the norm
+    () of the whole gradient, on the device and not yet read. On the CPU, NonFinite before a step
+    that would poison the weights.
     """
-    loss_units, count = settings.accumulate(ddp_model, task, batches, settings, step)
+    losses, count = settings.accumulate(ddp_model, task, batches, settings, step)
     settings.scaler.unscale_(optimizer)
     norm = clip(optimizer, settings.clip_norm)
     if settings.device.type == "cpu" and not settings.scaler.is_enabled():
@@ -79,14 +79,15 @@ def train_step(
     set_learning_rate(optimizer, rate)
     settings.scaler.step(optimizer)  # skips the step when the gradient overflowed
     settings.scaler.update()
-    optimizer.zero_grad()
-    return loss_units, count, norm
+    forget_gradients(optimizer)
+    return losses, count, norm
 
 
 def clip(optimizer: Optimizer, max_norm: float | None) -> Tensor:
     """The norm () of the whole gradient, which is scaled down to `max_norm` when longer."""
     parts = gradients(optimizer)
-    norm = nn.utils.get_total_norm(parts)
+    # torch's get_total_norm, without sorting the gradients by device: they are on one.
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
     if max_norm is not None:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(parts, factor)

@@ -39,5 +39,12 @@ def uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
 
 
 def seed_of(*words: int) -> int:
-    """A generator seed in [0, 2**63) that is a hash of `words`."""
-    return int(mix(*words)) >> 1
+    """A generator seed in [0, 2**63) that is a hash of `words`: `mix` in plain integers, which for
+    one key are ten times as fast as arrays."""
+    state = 0
+    for word in words:
+        state = ((state ^ (word & _MASK)) + int(_GOLDEN)) & _MASK
+        state = ((state ^ (state >> 30)) * int(_MIX_1)) & _MASK
+        state = ((state ^ (state >> 27)) * int(_MIX_2)) & _MASK
+        state ^= state >> 31
+    return state >> 1

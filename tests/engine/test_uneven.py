@@ -67,18 +67,18 @@ def pieces(batch: dict[str, Tensor], rank: int, sizes: list[int]) -> Iterator[Si
 
 def gradient(
     rank: int, world_size: int, task: Pixels, valid: list[float], cap: int, exact: bool
-) -> tuple[np.ndarray, int, int]:
-    """The whole gradient, this rank's loss units and count."""
+) -> tuple[np.ndarray, float, int]:
+    """The whole gradient, this rank's summed loss and count."""
     overrides = (f"train.global_batch={GLOBAL_BATCH}", f"ddp.exact={str(exact).lower()}")
     config = from_plain({}, overrides, "test")
     sizes = micro_batches(GLOBAL_BATCH // world_size, cap)
     settings = step_settings(config, sizes, world_size, torch.device("cpu"))
     model = wrap(network(), Ddp())
-    loss, count = settings.accumulate(
+    losses, count = settings.accumulate(
         model, task, pieces(global_batch(valid), rank, sizes), settings, 0
     )
     grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return grads.numpy(), int(loss), int(count)
+    return grads.numpy(), float(sum(losses)), int(count)
 
 
 def of_one_process(rank: int, valid: list[float]) -> np.ndarray:

@@ -1,0 +1,48 @@
+"""Questions to all ranks: the same answer at the same step, and few of them where steps are fast.
+
+./launch.sh test tests/ddp/test_votes.py
+"""
+
+import time
+
+import pytest
+import torch.distributed as dist
+
+from ddp.stop import MOST_STEPS, Votes
+from tests.ranks import run_ranks
+
+
+def steps_until_told(rank: int, step_s: float, asks_at: int) -> tuple[int, int]:
+    """(step at which all are told what the last rank asked for, questions until then)."""
+    asked = 0
+    all_reduce = dist.all_reduce
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal asked
+        asked += 1
+        return all_reduce(*args, **kwargs)
+
+    dist.all_reduce = counted
+    votes = Votes()
+    for step in range(1, 10_000):
+        time.sleep(step_s * (1 + rank))  # ranks of unequal speed propose unequal intervals
+        if step == asks_at and rank == dist.get_world_size() - 1:
+            votes.ask_to_save()
+        if votes.at(step).save:
+            break
+    votes.close()
+    return step, asked
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_are_told_at_the_same_step(world_size: int) -> None:
+    (first, *others) = run_ranks(world_size, steps_until_told, 0.0, 300)
+    assert all(other == first for other in others)
+    step, questions = first
+    assert 300 < step <= 300 + 2 * MOST_STEPS
+    assert questions < step / 10
+
+
+def test_slow_steps_are_told_after_two() -> None:
+    for step, _ in run_ranks(2, steps_until_told, 0.3, 3):
+        assert step <= 3 + 2
