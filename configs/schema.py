@@ -114,7 +114,11 @@ class Augment(Section):
 
 
 class Data(Section):
-    name: str = Field(default="digits", min_length=1, description="a name of the DATASETS table")
+    name: str = Field(
+        default="digits",
+        min_length=1,
+        description="a name of the DATASETS table, or path.py:FUNCTION",
+    )
     path: FilePath | None = Field(
         default=None,
         description="folder that holds the dataset; null: where the dataset usually lies",
@@ -346,7 +350,7 @@ def _exact_conflicts(train: Train, ddp: Ddp) -> Iterator[tuple[str, str]]:
 
 
 # Options that belong to some of our own optimizers and schedules; one of the person's may read any.
-_USED_BY = {
+_USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "name": {
         "momentum": ("sgd", "rmsprop"),
         "nesterov": ("sgd",),

@@ -59,6 +59,10 @@ def make_deterministic(config: Config) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
     on_gpu = torch.cuda.is_available()
     if config.train.deterministic or (config.ddp.exact and on_gpu):
+        # cuBLAS reads this at its first use; without it torch refuses to multiply on a GPU.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # What torch.compile chooses by timing kernels would differ from one process to the next.
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     elif on_gpu:

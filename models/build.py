@@ -7,11 +7,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from models.library import LIBRARIES, Builder
 from models.small_resnet import small_resnet
-from utils.errors import BadInput
-from utils.names import is_function_path, load_function, near, pick
-
-Builder = Callable[[int, int], nn.Module]  # (num_classes, in_channels) -> network
+from utils.names import is_function_path, load_function, pick
 
 MODELS: dict[str, Builder] = {
     "small_resnet": small_resnet,
@@ -24,7 +22,7 @@ def find_builder(name: str) -> Builder:
         return load_function(name, "model")
     library, _, network = name.partition(":")
     if network:
-        return pick(LIBRARIES, library, "model library")(network)
+        return pick(LIBRARIES, library, "model library").builder(network)
     return pick(MODELS, name, "model")
 
 
@@ -67,44 +65,3 @@ class _NoDraws(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return args[0] if func in self._fills else func(*args, **(kwargs or {}))
-
-
-def _torchvision(network: str) -> Builder:
-    """The builder of one of torchvision's classification networks, its stem fitted to the data."""
-    from torchvision import models  # imported here: 1.3 s that small runs do without
-
-    names = models.list_models(module=models)
-    if network not in names:
-        raise BadInput(f"torchvision has no model '{network}' {near(network, names)}".rstrip())
-
-    def build(num_classes: int, in_channels: int) -> nn.Module:
-        model: nn.Module = models.get_model(network, weights=None, num_classes=num_classes)
-        fit_stem(model, in_channels)
-        return model
-
-    return build
-
-
-LIBRARIES: dict[str, Callable[[str], Builder]] = {"torchvision": _torchvision}
-
-
-def fit_stem(model: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by a random one when the data has other channels."""
-    convolutions = (pair for pair in model.named_modules() if isinstance(pair[1], nn.Conv2d))
-    name, module = next(convolutions, ("", None))
-    if not isinstance(module, nn.Conv2d) or module.in_channels == in_channels:
-        return
-    if module.groups != 1:
-        raise BadInput(f"the first convolution, {name}, has groups: its channels cannot change")
-    stem = nn.Conv2d(
-        in_channels,
-        module.out_channels,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,  # type: ignore[arg-type]
-        bias=module.bias is not None,
-        padding_mode=module.padding_mode,
-    )
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, stem)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from checkpoint.open import read
 from checkpoint.state import decoded
+from configs.schema import Model
+from models.library import published, same_classes
 from utils.errors import BadInput
 from utils.names import near
 
@@ -48,18 +50,48 @@ class LoadReport:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
-def load_pretrained(model: nn.Module, file: Path, classes: Sequence[str]) -> LoadReport:
+def load_weights(model: nn.Module, section: Model, classes: Sequence[str]) -> LoadReport:
+    """`load_pretrained` of `section.weights`: a file, or what the model's library calls them."""
+    assert section.weights is not None
+    offer = published(section.name, section.weights)
+    if offer is None:
+        return load_pretrained(model, section.weights, classes)
+    theirs = classes if same_classes(classes, offer.classes) else offer.classes
+    return load_pretrained(model, offer.fetch(), classes, theirs)
+
+
+def class_names(section: Model, classes: Sequence[str]) -> list[str]:
+    """The names of a dataset's classes, in the words of the library's weights where it has some."""
+    offer = published(section.name, section.weights)
+    if offer is None or offer.classes is None or not same_classes(classes, offer.classes):
+        return list(classes)
+    return offer.classes
+
+
+def origin(section: Model) -> dict[str, Any]:
+    """`pretrained`: what a library's weights were made with, to go beside our own preprocessing."""
+    offer = published(section.name, section.weights)
+    return {} if offer is None else {"pretrained": {"weights": offer.name, **offer.preprocess}}
+
+
+def load_pretrained(
+    model: nn.Module,
+    file: Path,
+    classes: Sequence[str],
+    file_classes: Sequence[str] | None = None,
+) -> LoadReport:
     """Copy what fits of `file` into `model`, in place, on the CPU; float types become the model's.
 
-    A head of other classes (by size, or by the class names that the file carries) and a stem of
-    other channels stay random. Raises BadInput when less than half of the backbone's parameters
-    would be loaded: such a file is a mistake.
+    A head of other classes (by size, or by the class names that the file carries or, without any,
+    `file_classes`) and a stem of other channels stay random. Raises BadInput when less than half of
+    the backbone's parameters would be loaded: such a file is a mistake.
     """
     content = read(file)
     source = _bare_names(weights_of(content, file), set(model.state_dict()))
     target = model.state_dict()
     head, stem = _head_and_stem(model)
-    other_classes = content.get("labels") not in (None, list(classes))
+    theirs = content.get("labels", file_classes)
+    other_classes = theirs is not None and list(theirs) != list(classes)
     loaded: list[str] = []
     reinitialised: dict[str, str] = {}
     for name, tensor in target.items():
