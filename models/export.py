@@ -1,7 +1,9 @@
 """A deployable file from a checkpoint: the weights, with what it takes to use them.
 
-python -m models.export runs/quickstart/best.pt digits.pt
-python -m models.export runs/quickstart/best.pt digits.safetensors --format safetensors
+examples:
+  python -m models.export runs/quickstart/best.pt digits.pt
+  python -m models.export runs/quickstart/best.pt digits.safetensors --format safetensors
+  python -m models.export runs/quickstart/best.pt digits.onnx --format onnx
 """
 
 import argparse
@@ -17,7 +19,10 @@ from torch import Tensor, nn
 from checkpoint.open import read
 from checkpoint.state import decoded
 from models.build import build_model, find_builder
+from models.graphs import write_exported, write_onnx
 from utils.errors import BadInput
+
+Format = Callable[[Path, dict[str, Tensor], Mapping[str, Any]], None]
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -70,10 +75,26 @@ def rebuilt(content: Mapping[str, Any]) -> nn.Module:
     return build_model(builder, len(content["labels"]), channels, seed=0, initialise=False)
 
 
-FORMATS: dict[str, Callable[[Path, dict[str, Tensor], Mapping[str, Any]], None]] = {
+def graph_format(write: Callable[[Path, nn.Module, Mapping[str, Any]], None]) -> Format:
+    """The format of a graph, which `write` makes of the network with its weights in float32."""
+
+    def write_graph(out: Path, state: dict[str, Tensor], content: Mapping[str, Any]) -> None:
+        model = rebuilt(content)
+        model.load_state_dict(state)
+        write(out, model.eval(), content)
+
+    return write_graph
+
+
+GRAPHS: dict[str, Format] = {
+    "onnx": graph_format(write_onnx),
+    "torch_export": graph_format(write_exported),
+}
+FORMATS: dict[str, Format] = {
     "state_dict": write_state_dict,
     "safetensors": write_safetensors,
     "module": write_module,
+    **GRAPHS,
 }
 
 
@@ -86,13 +107,26 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("file", type=Path, help="a checkpoint of a run")
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--which", choices=("model", "ema"), default="model")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="state_dict")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
+    parser.add_argument(
+        "--which", choices=("model", "ema"), default="model", help="the averaged model is ema"
+    )
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="state_dict",
+        help="onnx and torch_export are graphs, compared with the network before they are written",
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the weights (float16; of a graph float32, only)"
+    )
     given = parser.parse_args(argv)
+    is_graph = given.format in GRAPHS
+    dtype = given.dtype or ("float32" if is_graph else "float16")
     try:
+        if is_graph and dtype != "float32":
+            raise BadInput(f"--format {given.format} is float32 only; leave --dtype out")
         content = read(given.file)
-        state = weights(content, given.which, given.dtype, given.file)
+        state = weights(content, given.which, dtype, given.file)
         FORMATS[given.format](given.out, state, content)
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
