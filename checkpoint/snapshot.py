@@ -97,7 +97,7 @@ class Snapshot:
         if not self._pinned:
             place, size = self._bytes.data_ptr(), self._size
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            self._pinned = runtime.cudaHostRegister(place, size, 0) == 0
+            self._pinned = int(runtime.cudaHostRegister(place, size, 0)) == 0
 
     def _unpin(self) -> None:
         if self._pinned:

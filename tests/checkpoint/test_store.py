@@ -265,3 +265,29 @@ def test_weights_alone_are_no_checkpoint(tmp_path: Path) -> None:
 def test_a_state_that_is_not_plain_is_refused_with_its_place() -> None:
     with pytest.raises(BadInput, match=r"optimizer\.state\.0 holds object"):
         state.plain({"state": {0: object()}}, "optimizer")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_lies_on_a_gpu_is_saved_as_from_the_cpu(tmp_path: Path, open_store: OpenStore) -> None:
+    keeper = open_store(tmp_path)
+    model, optimizer = trained()
+    here = captured(model, optimizer, 1)
+    there = state.plain(to_gpu(here), "run")
+    for step in (1, 2):  # the second goes into memory that is pinned already
+        there["cursor"]["step"] = step
+        keeper.save(there, step)
+        keeper.wait()
+    assert same(state.restored(store.load(tmp_path / "step-00000001.pt"))["model"], here["model"])
+    assert store.write(tmp_path, there, best=False, keep=2).path.exists()  # and without the writer
+
+
+def to_gpu(value: object) -> object:
+    match value:
+        case torch.Tensor():
+            return value.cuda()
+        case dict():
+            return {key: to_gpu(item) for key, item in value.items()}
+        case list():
+            return [to_gpu(item) for item in value]
+    return value
