@@ -176,7 +176,7 @@ def _transformed(
 
 
 def _copied(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a GPU, once what is queued on the current stream is done; waits for nothing."""
+    """The batch on its way to a GPU from pinned memory; the host does not wait for it."""
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 

@@ -220,6 +220,25 @@ def test_workers_start_once_a_run_and_end_when_it_is_closed(digits):
     assert not any(is_alive(worker) for worker in workers)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_on_a_gpu_are_those_on_the_cpu(digits, workers):
+    device = torch.device("cuda", 0)
+    augment = Augment(pad=2, flip=True, mixup=0.2, cutmix=1.0, erase=0.3, policy="randaugment")
+
+    def source(on, workers):
+        transform = train_transform(digits, augment, SEED, on)
+        return Source(digits, collate, transform, on, workers)
+
+    on_cpu, on_gpu = run(source(CPU, 0)), run(source(device, workers))
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert (one.step, one.index) == (other.step, other.index)
+        for name, value in one.batch.items():
+            assert other.batch[name].device == device
+            assert torch.allclose(value.double(), other.batch[name].cpu().double(), atol=0.02)
+
+
 PROGRAM = """
     import os, sys, time, torch
     from configs.schema import Augment, Data
