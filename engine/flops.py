@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from engine.gradient import Trains
 
@@ -59,6 +58,8 @@ def image_flops(model: nn.Module, task: Trains, batch: dict[str, Tensor]) -> flo
 
     Nothing is computed, copied or changed: the count is of the shapes alone.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: only where it is used
+
     tensors = [*model.parameters(), *model.buffers()]
     shapes = {
         id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=tensor.requires_grad)
