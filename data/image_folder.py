@@ -10,7 +10,6 @@ from torch import Tensor
 
 from configs.schema import Data
 from data.crop import Box, centre_box, random_box
-from data.decode import cropped_image
 from data.manifest import Manifest, manifest
 from data.order import Indices
 from data.split import held_out
@@ -65,6 +64,8 @@ class ImageFolder:
 
     def __getitem__(self, sample: int) -> tuple[Tensor, int]:
         """uint8 (3, S, S) and the label; BadImage names the file."""
+        from data.decode import cropped_image  # Pillow, which no other dataset needs
+
         path = self.files.path(sample if self.chosen is None else int(self.chosen[sample]))
 
         def box(width: int, height: int) -> Box:
