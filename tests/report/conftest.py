@@ -1,0 +1,26 @@
+"""One real run, with everything that people look at, for all tests of the report."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.runs import QUICK, run
+
+WATCHED = ("log.report=true", "log.tensorboard=true", "save.every_steps=14")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two processes that was gone on with after its second epoch."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(2, *QUICK, *WATCHED, f"run.dir={folder}", "run.name=x")
+    run(2, "--resume", str(folder / "x" / "last.pt"), "train.epochs=3", "log.report=true")
+    return folder / "x"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A run folder that a test may change."""
+    shutil.copytree(finished, tmp_path / "x")
+    return tmp_path / "x"
