@@ -28,7 +28,7 @@ from data.pictures import as_seen, pictures
 from data.transforms import eval_transform, preprocess, train_transform
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
-from ddp.rank0 import is_rank0, on_rank0, rank0_only
+from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only
 from ddp.stop import Votes
 from ddp.wrap import agreement, require_devices, wrap
 from engine.average import Average
@@ -53,7 +53,7 @@ from models.freeze import freeze
 from models.library import published
 from models.pretrained import class_names, load_weights, origin, restore
 from report.background import reported
-from tasks.task import build_task, require_task
+from tasks.task import Task, build_task, require_task
 from utils.durable import write_atomic
 from utils.names import pick
 
@@ -127,14 +127,20 @@ def wrapped(model: nn.Module, config: Config) -> DistributedDataParallel:
     )
 
 
+def materials(config: Config) -> tuple[Dataset, Dataset, Task, TrainOrder]:
+    """What is trained on and held out, what for, and in which order; BadInput where one is not."""
+    train_data, val_data = (build_dataset(config.data, split) for split in ("train", "val"))
+    task = build_task(config.task, train_data.classes)
+    pick(task.metrics, config.train.best_metric, "metric (train.best_metric)")
+    order = TrainOrder(len(train_data), config.train.global_batch, config.seed)
+    return train_data, val_data, task, order
+
+
 def train(plan: Plan, place: Place) -> None:
     """From the first step, or from a checkpoint's cursor, to the last epoch."""
     config, device, ranks = plan.config, place.device, (place.rank, place.world_size)
-    train_data, val_data = (build_dataset(config.data, split) for split in ("train", "val"))
-    task = build_task(config.task, train_data.classes)
+    train_data, val_data, task, order = on_every_rank(materials, config)
     best_metric = config.train.best_metric
-    higher_is_better = pick(task.metrics, best_metric, "metric (train.best_metric)")
-    order = TrainOrder(len(train_data), config.train.global_batch, config.seed)
     total_steps = config.train.epochs * order.steps_per_epoch
     cursor = resumed(plan.cursor, order.steps_per_epoch)
 
@@ -211,7 +217,7 @@ def train(plan: Plan, place: Place) -> None:
                     )
                     row["eval"] = found.metrics
                     record_evaluation(cursor.step, found.sums)
-                    is_best = cursor.improve(row["eval"][best_metric], higher_is_better)
+                    is_best = cursor.improve(row["eval"][best_metric], task.metrics[best_metric])
                 record_row(row)
                 progress.tell(row)
             if evaluates or saver.is_due(cursor.step, wishes):
@@ -244,8 +250,7 @@ def saved_optimizer_state(plan: Plan, optimizer: Optimizer) -> dict[int, dict[st
 def score(plan: Plan, place: Place) -> None:
     """The metrics of a checkpoint on the held-out data; trains and writes nothing."""
     config, device = plan.config, place.device
-    held_out = build_dataset(config.data, "val")
-    task = build_task(config.task, held_out.classes)
+    _, held_out, task, _ = on_every_rank(materials, config)
     model = network(plan, held_out).to(device)
     ddp_model = wrapped(model, config)
     log.info(agreement(model))

@@ -43,18 +43,26 @@ def rank0_only(function: Callable[P, R]) -> Callable[P, R | None]:
 
 def on_rank0(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
     """The result of `function` on rank 0, None elsewhere; its failure is raised on every rank."""
-    result: R | None = None
+    return _shared(rank0_only(function), *args, **kwargs)
+
+
+def on_every_rank(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """The result of `function` on every rank; what fails everywhere is told by rank 0 alone."""
+    return _shared(function, *args, **kwargs)
+
+
+def _shared(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call `function`; where rank 0 failed the other ranks raise that, else each its own failure."""
     failure: Exception | None = None
     try:
-        result = rank0_only(function)(*args, **kwargs)
+        result = function(*args, **kwargs)
     except Exception as error:
         failure = error
-    verdict = b"" if failure is None else _encode(failure)
-    verdict = broadcast_bytes(verdict)
+    verdict = broadcast_bytes(b"" if failure is None else _encode(failure))
+    if verdict and not is_rank0():
+        raise _decode(verdict) from failure
     if failure is not None:
         raise failure
-    if verdict:
-        raise _decode(verdict)
     return result
 
 

@@ -56,11 +56,14 @@ def _one_rank(rank: int, world_size: int, port: int, arguments: list[str]) -> No
 
 
 def finish(processes: Sequence[BaseProcess], timeout_s: float = 120) -> list[int | None]:
-    """The exit codes; None for a process that had to be killed after `timeout_s`."""
+    """The exit codes; None for a process that had to be killed, like torchrun does: two seconds
+    after another one failed, or after `timeout_s`."""
     limit = time.monotonic() + timeout_s
-    for process in processes:
-        process.join(max(0.0, limit - time.monotonic()))
-    late = [process for process in processes if process.exitcode is None]
+    while any(process.is_alive() for process in processes) and time.monotonic() < limit:
+        if any(process.exitcode for process in processes):
+            limit = min(limit, time.monotonic() + 2)
+        time.sleep(0.01)
+    late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()
         process.join()

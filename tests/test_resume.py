@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 import train
-
 from tests.runs import QUICK, assert_same_bits, kill_at, outcome, run
 
-# DDP regroups the gradients of this network after the first backward: its exactness is the hard one.
+# DDP regroups the gradients of this network after the first backward: the hard case.
 OUT_OF_ORDER = "model.name=tests/networks.py:out_of_order"
 
 CASES = {
@@ -82,5 +81,5 @@ def test_without_the_warm_up_passes_a_resumed_run_would_not_be_the_same(
     broken = (*common, f"run.dir={tmp_path}", "run.name=broken")
     kill_at(3, tmp_path / "broken", 10, *broken)
     run(3, "--resume", "auto", "--config", "configs/quickstart.yaml", *broken)
-    with pytest.raises(AssertionError, match="rows|differs in some bits"):
+    with pytest.raises(AssertionError, match=r"rows|differs in some bits"):
         assert_same_bits(outcome(tmp_path / "unbroken"), outcome(tmp_path / "broken"))
