@@ -34,10 +34,20 @@ def world_size() -> int:
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """`values` summed over all ranks, in place; integers, so that the order cannot matter."""
-    if _joined("a sum over ranks"):
+    return _reduced(values, dist.ReduceOp.SUM, "a sum over ranks")
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The highest of each of `values` over all ranks, in place."""
+    return _reduced(values, dist.ReduceOp.MAX, "a maximum over ranks")
+
+
+def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType, what: str) -> Tensor:
+    if _joined(what) and dist.get_world_size() > 1:
         on_group = values.to(group_device())
-        dist.all_reduce(on_group)
-        values.copy_(on_group)
+        dist.all_reduce(on_group, op=operation)
+        if on_group is not values:
+            values.copy_(on_group)
     return values
 
 
@@ -45,10 +55,10 @@ def gather_rows(row: Tensor) -> Tensor:
     """The `row` (K,) of every rank, in the order of ranks: (W, K) on the CPU."""
     if not _joined("a gather"):
         return row.cpu()[None]
-    row = row.to(group_device())
-    rows = [torch.empty_like(row) for _ in range(world_size())]
-    dist.all_gather(rows, row)
-    return torch.stack(rows).cpu()
+    row = row.to(group_device()).contiguous()
+    rows = row.new_empty(world_size() * len(row))  # one tensor, however many ranks there are
+    dist.all_gather_into_tensor(rows, row)
+    return rows.view(world_size(), len(row)).cpu()
 
 
 def same_on_all_ranks(values: Tensor) -> bool:

@@ -11,6 +11,7 @@ is read from the summed gradient, which is the same bits on every world size.
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +22,7 @@ from engine.gradient import (
     MicroBatch,
     StepSettings,
     Trains,
+    backward,
     counted,
     key_randomness,
     mixed_precision,
@@ -98,7 +100,7 @@ def exact(
     buffers = list(model.buffers())
     at_start = after_first = [buffer.clone() for buffer in buffers]
     pieces, count, total = counted(task, batches, settings)
-    scale = 1 / total
+    scale = torch.as_tensor(1 / total, device=settings.device)
     losses = []
     tree = TreeSum()
     for number in range(len(settings.micro_batches)):
@@ -106,7 +108,7 @@ def exact(
         key_randomness(settings, step, piece.index)
         with mixed_precision(settings):
             loss = task.loss(model, piece.batch)
-        settings.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
+        backward(loss, scale, settings)
         losses.append(loss.detach())
         tree.add([_taken(name, parameter) for name, parameter in trained])
         if number == 0:

@@ -83,7 +83,7 @@ def averaged(
     All but the last run under `no_sync`. The average is undone in the factor.
     """
     pieces, count, total = counted(task, batches, settings)
-    scale = settings.world_size / total
+    scale = torch.as_tensor(settings.world_size / total, device=settings.device)
     losses = []
     last = len(settings.micro_batches) - 1
     for number in range(last + 1):
@@ -92,7 +92,7 @@ def averaged(
         with nullcontext() if number == last else ddp_model.no_sync():
             with mixed_precision(settings):
                 loss = task.loss(ddp_model, piece.batch)
-            settings.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
+            backward(loss, scale, settings)
         losses.append(loss.detach())
     return losses, count
 
@@ -113,6 +113,13 @@ def counted(
     counts = [torch.as_tensor(task.count(piece.batch)) for piece in pieces]
     count = torch.stack(counts).sum().to(settings.device)
     return iter(pieces), count, sum_over_ranks(count.clone()).clamp(min=1)
+
+
+def backward(loss: Tensor, scale: Tensor, settings: StepSettings) -> None:
+    """Add the gradient of `loss * scale` to `.grad`, without computing that product; scaled up
+    further by GradScaler in fp16."""
+    factor = settings.scaler.scale(scale.to(loss.dtype))
+    loss.backward(factor)  # type: ignore[no-untyped-call]
 
 
 def key_randomness(settings: StepSettings, step: int, index: int) -> None:

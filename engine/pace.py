@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from ddp.collectives import gather_rows
+from ddp.collectives import max_over_ranks, world_size
 from engine.flops import Flops
 
 T = TypeVar("T")
 
-_NS = 1e9
+_PARTS = 10_000  # the resolution of a share
 
 
 class Pace:
@@ -41,19 +41,18 @@ class Pace:
         """What joins the row's `clock`: of all ranks, the one that waits most and the one that
         holds most memory; a collective. Starts anew."""
         busy_s = (row["step"] - self._step) * row["clock"]["step_s"]
-        here = [round(self._waited_s * _NS), round(busy_s * _NS), self._peak_bytes()]
-        ranks = gather_rows(torch.tensor(here, dtype=torch.int64)).tolist()
+        waited = min(1.0, self._waited_s / max(1e-9, busy_s))
+        here = torch.tensor([round(waited * _PARTS), self._peak_bytes()], dtype=torch.int64)
+        waited_parts, peak = max_over_ranks(here).tolist()
         self._waited_s, self._step = 0.0, row["step"]
         found = {
-            "data_wait": round(
-                max(min(1.0, waited / max(1, busy)) for waited, busy, _ in ranks), 4
-            ),
-            "peak_memory_mb": round(max(peak for _, _, peak in ranks) / 1e6, 1),
+            "data_wait": waited_parts / _PARTS,
+            "peak_memory_mb": round(peak / 1e6, 1),
             "time": round(time.time(), 3),
         }
         if self._flops is not None:
             spent = row["clock"]["images_per_s"] * self._flops.of_an_image
-            found["mfu"] = round(spent / (len(ranks) * self._flops.of_the_device), 4)
+            found["mfu"] = round(spent / (world_size() * self._flops.of_the_device), 4)
         return found
 
     def _peak_bytes(self) -> int:

@@ -71,7 +71,7 @@ class Progress:
             f"{row['clock']['images_per_s']:,.0f} images/s"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(numbers)
+            self._bar.set_postfix_str(numbers, refresh=False)  # shown with the next step that is
         if "eval" in row:
             log.info("epoch %d, step %d/%d: %s", row["epoch"], step, self._total, numbers)
             log.info("  held out: %s", told(row["eval"]))

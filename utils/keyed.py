@@ -12,6 +12,7 @@ Words = int | NDArray[np.integer]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_INTEGERS = (int(_GOLDEN), int(_MIX_1), int(_MIX_2))
 _MASK = (1 << 64) - 1
 
 
@@ -41,10 +42,11 @@ def uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
 def seed_of(*words: int) -> int:
     """A generator seed in [0, 2**63) that is a hash of `words`: `mix` in plain integers, which for
     one key are ten times as fast as arrays."""
+    golden, mix_1, mix_2 = _INTEGERS
     state = 0
     for word in words:
-        state = ((state ^ (word & _MASK)) + int(_GOLDEN)) & _MASK
-        state = ((state ^ (state >> 30)) * int(_MIX_1)) & _MASK
-        state = ((state ^ (state >> 27)) * int(_MIX_2)) & _MASK
+        state = ((state ^ (word & _MASK)) + golden) & _MASK
+        state = ((state ^ (state >> 30)) * mix_1) & _MASK
+        state = ((state ^ (state >> 27)) * mix_2) & _MASK
         state ^= state >> 31
     return state >> 1
