@@ -7,6 +7,19 @@ from typing import NamedTuple, NoReturn
 
 from utils.errors import BadInput
 
+_EXAMPLES = """\
+examples:
+  torchrun --nproc_per_node=2 train.py                     the quickstart on two processes
+  torchrun --nproc_per_node=8 train.py --config configs/fashion_mnist.yaml optim.lr=0.4
+  torchrun --nproc_per_node=2 train.py --resume runs/quickstart/last.pt train.epochs=8
+  torchrun --nproc_per_node=2 train.py --resume auto --config configs/quickstart.yaml
+  python train.py --evaluate runs/quickstart/best.pt       one process, no launcher
+
+docs/options.md lists every KEY with what it takes. ./launch.sh takes the same arguments, makes the
+environment where there is none, and starts torchrun (NPROC=4 ./launch.sh for four processes).
+ends with: 0 finished, 2 bad input, 75 stopped by a signal and saved, 1 anything else
+"""
+
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "quickstart.yaml"
 
 
@@ -28,6 +41,8 @@ def parse(argv: Sequence[str]) -> Command:
         prog="train.py",
         usage="train.py [--config FILE] [--resume FILE|auto] [--evaluate FILE] [KEY=VALUE ...]",
         description="Train a network with DistributedDataParallel, or go on with it, or score it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -43,7 +58,7 @@ def parse(argv: Sequence[str]) -> Command:
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
-        help="an option of the configuration, such as optim.lr=0.2",
+        help="an option of the configuration, such as optim.lr=0.2; it wins over the file's",
     )
     given = parser.parse_intermixed_args(argv)
     for name in ("config", "resume", "evaluate"):

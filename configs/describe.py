@@ -2,7 +2,10 @@
 a configuration, and docs/options.md, from the one source of both, configs/schema.py.
 """
 
+import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +80,9 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else explain.shown(value)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Write both files."""
+    argparse.ArgumentParser(prog="python -m configs.describe", description=__doc__).parse_args(argv)
     SCHEMA.write_text(schema(), encoding="utf-8")
     OPTIONS.parent.mkdir(exist_ok=True)
     OPTIONS.write_text(options(), encoding="utf-8")
@@ -86,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
