@@ -50,7 +50,11 @@ def settle(command: Command, require: Callable[[Config], None]) -> Plan:
         saved = load(command.evaluate)
         config = from_plain(saved["config"], command.overrides, str(command.evaluate))
         require(config)
-        return Plan("evaluate", config, Path(), {}, file=command.evaluate, saved=restored(saved))
+        run = restored(saved)
+        if config.train.ema is not None and "ema" in run:
+            log.info("scoring the averaged weights; train.ema=null scores the live ones")
+            run["model"] = run["ema"]
+        return Plan("evaluate", config, Path(), {}, file=command.evaluate, saved=run)
     if command.config is None:
         assert command.resume is not None
         return _resume_file(Path(command.resume), command.overrides, require)
