@@ -26,6 +26,8 @@ from data.loader import Source, eval_batches, micro_batches, train_batches, warm
 from data.order import TrainOrder, share
 from data.pictures import as_seen, pictures
 from data.transforms import eval_transform, preprocess, train_transform
+from ddp import watch
+from ddp.agree import require_same
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
 from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only
@@ -34,7 +36,7 @@ from ddp.wrap import agreement, require_devices, wrap
 from engine.average import Average
 from engine.cursor import resumed
 from engine.ending import end, exit_recorded
-from engine.environment import environment, make_deterministic
+from engine.environment import environment, make_deterministic, started_with
 from engine.evaluate import evaluate
 from engine.exact import forward_cap, require_exact, require_own_statistics
 from engine.flops import utilisation_base
@@ -66,6 +68,7 @@ def run(argv: Sequence[str]) -> None:
     open_console(speaks=is_rank0())
     plan = settle(parse(argv), require_known) if is_rank0() else None  # before anyone waits
     place = join()
+    require_same(started_with(argv))
     plan = receive(plan)  # rank 0's, on every rank
     make_deterministic(plan.config)
     if plan.verb == "train":
@@ -140,6 +143,7 @@ def train(plan: Plan, place: Place) -> None:
     """From the first step, or from a checkpoint's cursor, to the last epoch."""
     config, device, ranks = plan.config, place.device, (place.rank, place.world_size)
     train_data, val_data, task, order = on_every_rank(materials, config)
+    require_same({"training samples": len(train_data), "held-out samples": len(val_data)})
     best_metric = config.train.best_metric
     total_steps = config.train.epochs * order.steps_per_epoch
     cursor = resumed(plan.cursor, order.steps_per_epoch)
@@ -167,6 +171,8 @@ def train(plan: Plan, place: Place) -> None:
     flops = utilisation_base(model, task, first_batch, device, config.train.precision)
     pace = Pace(device, cursor.step, flops)
     batches = pace.timed(train_batches(source, order, *ranks, cap, cursor.step, total_steps))
+    batches = watch.marked(batches, "data", "step")
+    eval_size = config.train.evaluation_batch
 
     # What is told and written, by rank 0 alone.
     votes = Votes()
@@ -183,7 +189,7 @@ def train(plan: Plan, place: Place) -> None:
         "config": to_plain(config),
         "environment": environment(place.world_size, device),
     }
-    row: dict[str, Any] = dict(plan.saved.get("metrics", {}))
+    row: dict[str, Any] = dict(cursor.owed or plan.saved.get("metrics", {}))
     start = {
         "step": cursor.step,
         "checkpoint": str(plan.file or ""),
@@ -194,33 +200,48 @@ def train(plan: Plan, place: Place) -> None:
     rank0_only(recorder.begin)(start, first_batch, as_seen(first_batch, train_data))
 
     with closing(batches), closing(progress):
-        while cursor.step < total_steps:
-            rate = learning_rate(cursor.step, config.optim, order.steps_per_epoch, total_steps)
-            losses, count, norm = train_step(
-                ddp_model, task, batches, optimizer, settings, cursor.step, rate
-            )
-            average.update()
-            meter.add(cursor.step, losses, count, norm)
-            cursor.advance(config.train.global_batch)
-            progress.step()
-            wishes = votes.at(cursor.step)
+        while cursor.step < total_steps or cursor.owed:
+            if not cursor.owed:
+                rate = learning_rate(cursor.step, config.optim, order.steps_per_epoch, total_steps)
+                losses, count, norm = train_step(
+                    ddp_model, task, batches, optimizer, settings, cursor.step, rate
+                )
+                average.update()
+                meter.add(cursor.step, losses, count, norm)
+                cursor.advance(config.train.global_batch)
+                watch.mark(step=cursor.step)
+                progress.step()
+                votes.at_boundary()
 
             is_best = False
             evaluates = cursor.ends_epoch(config.train.eval_every, total_steps)
             if evaluates or cursor.step % config.log.every_steps == 0:
-                row = meter.row(cursor, rate, saver.stall_s())
-                row["clock"] |= pace.over_ranks(row)
+                if not cursor.owed:
+                    row = meter.row(cursor, rate, saver.stall_s())
+                    row["clock"] |= pace.over_ranks(row)
+                cursor.owed = None
                 if evaluates:
-                    held_out_batches = eval_batches(held_out, config.train.evaluation_batch, *ranks)
+                    held_out_batches = eval_batches(held_out, eval_size, *ranks)
+                    in_evaluation = watch.marked(held_out_batches, "evaluation", "evaluation")
+                    common = -(-len(val_data) // eval_size) // place.world_size
                     found = evaluate(
-                        average.model, task, held_out_batches, mixed_precision(settings)
+                        average.model,
+                        task,
+                        votes.between(in_evaluation, common),
+                        mixed_precision(settings),
                     )
-                    row["eval"] = found.metrics
-                    record_evaluation(cursor.step, found.sums)
-                    is_best = cursor.improve(row["eval"][best_metric], task.metrics[best_metric])
-                record_row(row)
-                progress.tell(row)
-            if evaluates or saver.is_due(cursor.step, wishes):
+                    if votes.wishes.stops:
+                        cursor.owed = row  # not all of it was scored: to be done again
+                    else:
+                        row["eval"] = found.metrics
+                        record_evaluation(cursor.step, found.sums)
+                        best = row["eval"][best_metric]
+                        is_best = cursor.improve(best, task.metrics[best_metric])
+                if not cursor.owed:
+                    record_row(row)
+                    progress.tell(row)
+            if evaluates or saver.is_due(cursor.step, votes.wishes):
+                watch.mark("save")
                 cursor.meter = meter.totals()
                 content = capture(
                     model=model,
@@ -231,9 +252,12 @@ def train(plan: Plan, place: Place) -> None:
                     **about,
                 )
                 saver.save(content, best=is_best)
-            wishes.obey(cursor.step)
+            if votes.wishes.stops:
+                on_rank0(saver.close)
+                votes.wishes.obey(cursor.step)
             meter.restart_clock()
     votes.close()
+    watch.mark("save")
     rank0_only(recorder.close)()
     on_rank0(saver.close)
 

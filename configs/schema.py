@@ -279,7 +279,15 @@ class Ddp(Section):
 
 class Faults(Section):
     hang_timeout_s: float = Field(
-        default=300.0, gt=0, description="seconds a collective may wait before the job is ended"
+        default=300.0,
+        gt=0,
+        description="seconds that a process may take for one batch, evaluation batch or save "
+        "before the job is ended as hanging",
+    )
+    start_timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="the same before the first step: reading and fetching data, meeting, compiling",
     )
     max_skipped_steps: int = Field(
         default=20,

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from ddp import watch
 from utils.errors import BadInput
 
 
@@ -26,15 +27,18 @@ def promised_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-JOIN_TIMEOUT_S = 300.0
+# A rank that waits is not at fault, and the watch names the one that is, after far less: this only
+# bounds what no watch can see.
+_COLLECTIVE_TIMEOUT_S = 6 * 3600.0
 
 
-def join(timeout_s: float = JOIN_TIMEOUT_S) -> Place:
+def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     """Join the process group that the launcher describes, or a group of one without a launcher.
 
     The device is set before the group starts, and NCCL is bound to it, so that nothing of this
     process lands on another process's GPU. `timeout_s` bounds the meeting and every collective.
     """
+    watch.mark("meeting")
     rank, world_size = int(os.environ.get("RANK", "0")), promised_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
@@ -48,6 +52,7 @@ def join(timeout_s: float = JOIN_TIMEOUT_S) -> Place:
         store=HashStore() if alone else None,  # no port is opened for one process
         device_id=device if on_gpu else None,
     )
+    watch.met()
     return Place(rank, local_rank, world_size, device)
 
 
@@ -67,5 +72,15 @@ def _device(local_rank: int) -> torch.device:
 
 def leave() -> None:
     """Leave after success, all ranks together; after a failure a process just ends."""
+    watch.mark("end")
     dist.barrier()
+    watch.close()
+    dist.barrier()  # rank 0 may hold the store: it stays until nobody uses it
     dist.destroy_process_group()
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone, through no fault of this one."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo/" in str(error)

@@ -28,6 +28,11 @@ def is_rank0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_of_host() -> bool:
+    """Whether this is the process that tells its host's launcher how the job ended."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def rank0_only(function: Callable[P, R]) -> Callable[P, R | None]:
     """`function` on rank 0, nothing elsewhere; a collective inside it is an error, not a hang."""
 

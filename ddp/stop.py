@@ -2,17 +2,25 @@
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ddp.collectives import group_device, world_size
 
-MOST_STEPS = 64  # between two questions, lest a run that turns slow does not answer for long
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+# Seconds from one question to the next: short beside the time that a signal leaves to save, long
+# beside what asking costs.
+_ASK_EVERY_S = 0.25
+MOST_BOUNDARIES = 64  # from one question to the next, lest a run that turns slow does not answer
 
 
 class Stopped(RuntimeError):
@@ -33,8 +41,13 @@ class Wishes:
     save: int = 0
     failed: int = 0
 
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to end."""
+        return bool(self.signal or self.failed)
+
     def obey(self, step: int) -> None:
-        """Raise Stopped for a signal, RuntimeError for a failure, after `step`; on all ranks."""
+        """Raise Stopped for a signal, SaveStopped for a failure, after `step`; on all ranks."""
         if self.failed:
             raise SaveStopped(f"stopped after step {step}: a checkpoint could not be saved")
         if self.signal:
@@ -45,26 +58,28 @@ class Wishes:
 class Votes:
     """Asks all ranks, without blocking a step, whether anyone wants to stop or to save.
 
-    A small all-reduce is started at one boundary and read at the next, when it is long done; every
-    rank reads it at the same step, so all act at the same step. The signal handler only sets a
-    number. How many steps lie between boundaries is agreed in the same message: as many as take
-    `every_s`, so that fast steps are not slowed and slow ones answer after two.
+    A small all-reduce is started at one boundary between steps and read at a later one, when it is
+    long done; every rank reads it at the same boundary, so all act at the same step. With the
+    wishes travels how long a step takes on the slowest rank: all ranks derive from it how many
+    boundaries to let pass until the next question. The signal handler only sets a number.
     """
 
-    def __init__(self, every_s: float = 0.25) -> None:
+    def __init__(self, every_s: float = _ASK_EVERY_S) -> None:
         self._every_s = every_s
         self._alone = world_size() == 1
         self._mine = [0, 0, 0]
-        self._steps = 1  # from one boundary to the next
-        self._due: int | None = None
-        self._asked = 0, time.monotonic()  # the last question's step and time
         self._work: dist.Work | None = None
         self._sent = torch.zeros(4, dtype=torch.int32, device=group_device())
+        self._passed, self._to_pass = 0, 1
+        self._asked_at = time.monotonic()
+        self.wishes = Wishes()  # the newest answer; one to stop stays
 
     def listen(self, signals: Iterable[signal.Signals] = SIGNALS) -> None:
         """Turn these signals into a wish to stop; the handler does nothing else."""
         for number in signals:
-            signal.signal(number, self._on_signal)
+            # nohup ignores SIGHUP, and means it.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._mine[0] = number
@@ -77,34 +92,50 @@ class Votes:
         """Ask that all ranks end, because something failed on this one."""
         self._mine[2] = 1
 
-    def at(self, step: int) -> Wishes:
-        """What all ranks do after `step`; the same answer on every rank."""
+    def at_boundary(self) -> Wishes:
+        """What all ranks do now; the same answer on every rank, which all call equally often."""
+        if self.wishes.stops:
+            return self.wishes
+        self.wishes = Wishes()
         if self._alone:
-            return self._take(self._mine)
-        if self._due is not None and step < self._due:
-            return Wishes()
-        answer = Wishes()
+            return self._taken(self._mine)
+        self._passed += 1
+        if self._passed < self._to_pass:
+            return self.wishes
         if self._work is not None:
             self._work.wait()
-            *wishes, self._steps = self._sent.tolist()
-            answer = self._take(wishes)
-        self._due = step + self._steps
-        self._sent.copy_(torch.tensor([*self._mine, self._fitting(step)], dtype=torch.int32))
+            *wishes, slowest_us = self._sent.tolist()
+            self._taken(wishes)
+            boundaries = int(self._every_s * 1e6 / max(1, slowest_us))
+            self._to_pass = max(1, min(boundaries, 2 * self._to_pass, MOST_BOUNDARIES))
+        now = time.monotonic()
+        mean_us = (now - self._asked_at) / self._passed * 1e6
+        self._passed, self._asked_at = 0, now
+        self._sent.copy_(torch.tensor([*self._mine, min(2**30, int(mean_us))], dtype=torch.int32))
         self._work = dist.all_reduce(self._sent, op=dist.ReduceOp.MAX, async_op=True)
-        return answer
+        return self.wishes
 
-    def _fitting(self, step: int) -> int:
-        """How many steps to leave between questions, by the time that those since the last took."""
-        asked_step, asked_at = self._asked
-        self._asked = step, time.monotonic()
-        step_s = (self._asked[1] - asked_at) / max(1, step - asked_step)
-        return max(1, min(int(self._every_s / max(1e-6, step_s)), 2 * self._steps, MOST_STEPS))
+    def between(self, items: Generator[T], common: int) -> Generator[T]:
+        """`items`, which end early on all ranks alike when one of them wants to stop.
 
-    def _take(self, values: list[int]) -> Wishes:
+        There are `common` boundaries, after the first items; a rank with fewer items makes them up.
+        """
+        with closing(items):
+            passed = 0
+            for item in items:
+                yield item
+                passed += 1
+                if passed <= common and self.at_boundary().stops:
+                    return
+            while passed < common and not self.at_boundary().stops:
+                passed += 1
+
+    def _taken(self, values: list[int]) -> Wishes:
         number, save, failed = values
         if save:
             self._mine[1] = 0
-        return Wishes(number, save, failed)
+        self.wishes = Wishes(number, save, failed)
+        return self.wishes
 
     def close(self) -> None:
         """Wait for the question still under way; all ranks call it before they leave."""

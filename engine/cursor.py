@@ -14,6 +14,7 @@ class Cursor:
     steps_per_epoch: int = 0
     best: float | None = None  # of train.best_metric
     meter: dict[str, int] = field(default_factory=dict)
+    owed: dict[str, Any] | None = None  # the row of this step whose evaluation was cut short
 
     def advance(self, global_batch: int) -> None:
         """Count one optimizer step."""
@@ -50,5 +51,6 @@ def resumed(saved: dict[str, Any], steps_per_epoch: int) -> Cursor:
         return cursor
     done = cursor.step % cursor.steps_per_epoch / cursor.steps_per_epoch
     cursor.step = cursor.epoch * steps_per_epoch + int(done * steps_per_epoch)
+    cursor.owed = None
     cursor.steps_per_epoch = steps_per_epoch
     return cursor

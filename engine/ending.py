@@ -2,15 +2,17 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from checkpoint.folder import RunFolder
-from ddp.process import promised_world_size
-from ddp.rank0 import Rank0Failed, is_rank0
+from ddp import watch
+from ddp.process import is_peer_loss, promised_world_size
+from ddp.rank0 import Rank0Failed, is_first_of_host, is_rank0
 from ddp.stop import SaveStopped, Stopped
 from ddp.wrap import Disagreement
 from engine.step import NonFinite
@@ -19,43 +21,94 @@ from utils.errors import BadInput
 log = logging.getLogger(__name__)
 
 # Raised on all ranks together: rank 0 tells.
-TOGETHER = (Stopped, SaveStopped, NonFinite, Disagreement)
+TOGETHER = (Stopped, SaveStopped, NonFinite, Disagreement, Rank0Failed)
+
+_claimed: list[RunFolder] = []  # the folder of this process's run, while it trains
 
 
 def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """The exit code of `run(argv)`: 0 finished, 2 bad input, 75 stopped, 1 anything else.
 
     A failure is told once: bad input and the like by their message, our own mistakes by their
-    traceback. A process of several then ends at once, without waiting for the others' collectives.
+    traceback. A process of several then ends at once, without waiting for the others' collectives,
+    and the others end with it.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost before the first step
+    watch.begin(record_end)
     try:
         run(argv)
-    except SystemExit as request:  # --help
-        return int(request.code or 0)
+    except SystemExit as request:  # --help, or a stranger's call
+        return _out(_ended_early(request))
     except Exception as error:
-        code = _code(error)
-        _tell(error)
-        _tell_launcher(code, _reason(error))
-        if promised_world_size() > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        return code
-    _tell_launcher(0, "finished")
-    return 0
+        return _out(_failed(error))
+    return record_end(0, "finished")
+
+
+def _ended_early(request: SystemExit) -> int:
+    code = request.code if isinstance(request.code, int) else int(request.code is not None)
+    reason = f"sys.exit({request.code!r})"
+    watch.fail(code, reason)
+    return record_end(code, reason)
+
+
+def _failed(error: Exception) -> int:
+    code, reason = _code(error), _reason(error)
+    if isinstance(error, TOGETHER):
+        watch.leave_quietly()
+    elif is_peer_loss(error):
+        watch.await_verdict()  # who is gone, and why, says more than that the line is dead
+        reason = f"lost the connection to another rank: {reason.splitlines()[0]}"
+        watch.fail(code, reason)
+        log.error(reason)
+        return record_end(code, reason)
+    else:
+        watch.fail(code, f"{type(error).__name__}: {reason}" if code == 1 else reason)
+    _tell(error)
+    return record_end(code, reason, is_final=getattr(error, "is_final", False))
+
+
+def _out(code: int) -> int:
+    """`code`, to a process that was started alone; one of several ends here."""
+    if promised_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 @contextmanager
 def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
     """Leave exit code and reason in the run folder, when rank 0 holds it, however the run ends."""
+    if folder is not None:
+        _claimed.append(folder)
     try:
         yield
     except Exception as error:
-        if folder is not None:
+        if folder is not None and not is_peer_loss(error):
             folder.finish(_code(error), _reason(error))
         raise
     if folder is not None:
         folder.finish(0, "finished")
+        _claimed.clear()
+
+
+def record_end(code: int, reason: str, *, is_final: bool = False) -> int:
+    """Leave code and reason where launch.sh and a person look; the code to end with.
+
+    A launcher restarts what ends with anything but 0. Under launch.sh, which is told the true code
+    beside, a process ends with 0 when starting it again would end in the same way.
+    """
+    if code == 1:
+        for folder in _claimed:
+            with suppress(OSError):
+                folder.finish(code, reason)
+    file = os.environ.get("LOCKSTEP_EXIT")
+    if not file:
+        return code
+    if is_first_of_host():
+        Path(file).write_text(f"{code}\n{' '.join(reason.split())}\n")
+    return 0 if is_final or code in (BadInput.exit_code, Stopped.exit_code) else code
 
 
 def _code(error: Exception) -> int:
@@ -75,10 +128,3 @@ def _tell(error: Exception) -> None:
         log.error("%s", error)
     else:
         log.error("%s", "".join(traceback.format_exception(error)).rstrip())
-
-
-def _tell_launcher(code: int, reason: str) -> None:
-    """Leave rank 0's exit code and reason where launch.sh looks: torchrun only knows 0 and 1."""
-    file = os.environ.get("LOCKSTEP_EXIT")
-    if file and is_rank0():
-        Path(file).write_text(f"{code}\n{' '.join(reason.split())}\n")

@@ -1,14 +1,20 @@
 """What a run's bits depend on besides its configuration."""
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.command import parse
+from configs.load import load, to_plain
 from configs.schema import Config
+
+PARTS = ("checkpoint", "configs", "data", "ddp", "engine", "models", "tasks", "utils")
 
 
 def environment(world_size: int, device: torch.device) -> dict[str, Any]:
@@ -22,6 +28,29 @@ def environment(world_size: int, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": f"{device.type} ({name})",
     }
+
+
+def started_with(argv: Sequence[str]) -> dict[str, Any]:
+    """What every rank must have been started with: arguments, configuration file, code, torch."""
+    command, configuration = parse(argv), {}
+    if command.config is not None:
+        configuration = to_plain(load(command.config, command.overrides))
+    return {
+        "arguments": list(argv),
+        "configuration": configuration,
+        "code": _code(),
+        "torch": torch.__version__,
+    }
+
+
+def _code() -> str:
+    """A digest of the program's own files."""
+    root, content = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for file in sorted(
+        [root / "train.py", *(f for name in PARTS for f in (root / name).glob("*.py"))]
+    ):
+        content.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return content.hexdigest()[:12]
 
 
 def _commit() -> str:

@@ -13,7 +13,9 @@ from configs.command import Command
 from configs.load import from_plain, to_plain, to_yaml
 from configs.load import load as load_config
 from configs.schema import Config
+from ddp import watch
 from ddp.collectives import broadcast_bytes
+from engine.restart import earlier_folder, note_start
 from utils.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,14 @@ class Plan(NamedTuple):
 def settle(command: Command, require: Callable[[Config], None]) -> Plan:
     """The run that the command line, its folder and its checkpoint make; BadInput when they don't.
 
-    `require` raises BadInput for a configuration that names what there is not.
+    `require` raises BadInput for a configuration that names what there is not. A process that its
+    launcher has started again goes on in the folder of its earlier start, whatever the command.
     """
+    earlier = None if command.evaluate else earlier_folder()
     if command.evaluate is not None:
         saved = load(command.evaluate)
         config = from_plain(saved["config"], command.overrides, str(command.evaluate))
-        require(config)
+        _require(config, require)
         run = restored(saved)
         if config.train.ema is not None and "ema" in run:
             log.info("scoring the averaged weights; train.ema=null scores the live ones")
@@ -57,27 +61,41 @@ def settle(command: Command, require: Callable[[Config], None]) -> Plan:
         return Plan("evaluate", config, Path(), {}, file=command.evaluate, saved=run)
     if command.config is None:
         assert command.resume is not None
-        return _resume_file(Path(command.resume), command.overrides, require)
+        return _resume_file(Path(command.resume), command.overrides, require, earlier is not None)
     config = load_config(command.config, command.overrides)
-    require(config)
-    folder = claim(config.run.dir, config.run.name, "auto" if command.resume else "none")
-    found = newest_good(folder.path) if command.resume else None
+    _require(config, require)
+    if earlier is not None:
+        folder = claim(earlier.parent, earlier.name, "auto")
+    else:
+        folder = claim(config.run.dir, config.run.name, "auto" if command.resume else "none")
+    named = config.run.model_copy(update={"name": folder.path.name})
+    config = config.model_copy(update={"run": named})
+    found = newest_good(folder.path) if command.resume or earlier else None
     if found is None:
-        named = config.run.model_copy(update={"name": folder.path.name})
-        return _begun(config.model_copy(update={"run": named}), folder, None, {})
+        return _begun(config, folder, None, {})
     for reason in found.refused:
         log.warning("passed over: %s", reason)
     return _begun(config, folder, found.path, found.content)
 
 
-def _resume_file(file: Path, overrides: tuple[str, ...], require: Callable[[Config], None]) -> Plan:
+def _resume_file(
+    file: Path, overrides: tuple[str, ...], require: Callable[[Config], None], restarted: bool
+) -> Plan:
     try:
         saved = load(file)
     except BadInput as error:
         raise BadInput(f"{error}{_alternative(file)}") from error
     config = from_plain(saved["config"], overrides, str(file))
+    _require(config, require)
+    folder = claim(config.run.dir, config.run.name, "file")
+    found = newest_good(folder.path) if restarted else None
+    return _begun(config, folder, *((found.path, found.content) if found else (file, saved)))
+
+
+def _require(config: Config, require: Callable[[Config], None]) -> None:
+    """The rest of the start is watched by the configuration's limits, if it is a usable one."""
+    watch.limit(config.faults.start_timeout_s, config.faults.hang_timeout_s)
     require(config)
-    return _begun(config, claim(config.run.dir, config.run.name, "file"), file, saved)
 
 
 def _alternative(file: Path) -> str:
@@ -93,7 +111,8 @@ def _alternative(file: Path) -> str:
 
 def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str, Any]) -> Plan:
     cursor = saved.get("cursor", {})
-    if saved and cursor["epoch"] >= config.train.epochs:
+    done = saved and cursor["epoch"] >= config.train.epochs
+    if done and not cursor.get("owed"):  # an evaluation that a signal cut short
         log.info(
             "%s is already finished: it has its train.epochs=%d", folder.path, config.train.epochs
         )
@@ -102,6 +121,7 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
     for name in folder.rewind(cursor.get("step", 0)):
         log.warning("set aside %s, which is newer than what is gone on from", name)
     folder.begin(to_yaml(config))
+    note_start(folder.path, cursor.get("step", 0))
     if saved:
         log.info("going on from %s at step %d", file, cursor["step"])
         changed = _changes(saved["config"], to_plain(config))
@@ -128,4 +148,5 @@ def receive(plan: Plan | None) -> Plan:
         told = json.dumps(values).encode()
     verb, config, path, cursor, scaler = json.loads(broadcast_bytes(told))
     config = from_plain(config, (), "rank 0")
+    watch.limit(config.faults.start_timeout_s, config.faults.hang_timeout_s)
     return plan or Plan(verb, config, Path(path), cursor, scaler=scaler)

@@ -1,0 +1,82 @@
+"""Where the processes of one host stand, in memory that outlives each of them.
+
+Every process writes its own line; any of them reads the line of one that is stopped or dead.
+"""
+
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+# pid (0: nobody yet), rank, steps done, monotonic clock of the last change, phase, left
+_LINE = struct.Struct("=iiqd16s?")
+_LINE_BYTES = 64
+
+
+class Standing(NamedTuple):
+    """One process: where it stands, and for how many seconds it has not moved."""
+
+    rank: int
+    pid: int
+    step: int  # optimizer steps done
+    phase: str
+    silent_s: float
+    left: bool  # it ended on purpose
+
+
+class Board:
+    """The lines of this host's processes, in a file that all of them map, or this one's alone."""
+
+    def __init__(self, path: Path | None, lines: int, mine: int, rank: int) -> None:
+        """`path` of the shared file, made when it is missing; None: nobody else reads this one."""
+        size = lines * _LINE_BYTES
+        if path is None:
+            self._memory = mmap.mmap(-1, size)
+        else:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.ftruncate(descriptor, size)
+            self._memory = mmap.mmap(descriptor, size)
+            os.close(descriptor)
+        self._lines, self._at, self._rank = lines, mine * _LINE_BYTES, rank
+        self._pid = os.getpid()
+        self._phase, self._step = "", 0
+
+    def mark(
+        self, phase: str | None = None, step: int | None = None, *, left: bool = False
+    ) -> None:
+        """Note that this process moved: into `phase`, with `step` steps done (None: as before)."""
+        if phase is not None:
+            self._phase = phase
+        if step is not None:
+            self._step = step
+        _LINE.pack_into(
+            self._memory,
+            self._at,
+            self._pid,
+            self._rank,
+            self._step,
+            time.monotonic(),
+            self._phase.encode(),
+            left,
+        )
+
+    def standings(self) -> list[Standing]:
+        """Every process of this host that has written its line."""
+        found, now = [], time.monotonic()
+        for at in range(0, self._lines * _LINE_BYTES, _LINE_BYTES):
+            pid, rank, step, changed, phase, left = _LINE.unpack_from(self._memory, at)
+            if pid:
+                name = phase.rstrip(b"\0").decode(errors="replace")
+                found.append(Standing(rank, pid, step, name, now - changed, left))
+        return found
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no process `pid` of this host runs any more; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "ZX"

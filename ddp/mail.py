@@ -1,0 +1,95 @@
+"""Letters between ranks through the launcher's store: none while all is well.
+
+A rank waits for its next letter in one blocking call, so that a letter is read at once and waiting
+costs nothing. Only the rank that has something to say does work that grows with the world size.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+_FOREVER = timedelta(days=20)  # poll() counts milliseconds in 31 bits
+
+Letter = dict[str, Any]
+
+
+class Mail:
+    """This rank's letter box, and everybody else's; every call is quiet when the store is gone."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._store, self._box = _connect(), _connect()
+        self._attempt = f"lockstep/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+    def send(self, ranks: Iterable[int], letter: Letter) -> None:
+        """Put `letter` (JSON types) into the boxes of `ranks`."""
+        text = json.dumps(letter)
+        with suppress(RuntimeError):
+            for rank in ranks:
+                number = self._store.add(f"{self._attempt}/letters/{rank}", 1)
+                self._store.set(f"{self._attempt}/letter/{rank}/{number}", text)
+
+    def letters(self) -> Iterator[Letter]:
+        """This rank's letters as they arrive; ends when the store is gone."""
+        number = 0
+        with suppress(RuntimeError):
+            while True:
+                number += 1
+                key = f"{self._attempt}/letter/{self._rank}/{number}"
+                self._box.wait([key], _FOREVER)
+                yield json.loads(self._box.get(key))
+
+    def count(self, name: str, by: int = 1) -> int:
+        """Add `by` to the number `name`, shared by all ranks; its new value, 0 without a store."""
+        with suppress(RuntimeError):
+            return int(self._store.add(f"{self._attempt}/{name}", by))
+        return 0
+
+    def leave(self, name: str, value: Letter) -> None:
+        """Let anyone find `value` under `name`."""
+        with suppress(RuntimeError):
+            self._store.set(f"{self._attempt}/{name}", json.dumps(value))
+
+    def find(self, name: str) -> Letter | None:
+        """What was left under `name`, without waiting."""
+        return _found(self._store, f"{self._attempt}/{name}")
+
+
+def _connect() -> TCPStore:
+    port = int(os.environ["MASTER_PORT"])
+    host = os.environ["MASTER_ADDR"]
+    return TCPStore(
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
+    )
+
+
+def _found(store: TCPStore, key: str) -> Letter | None:
+    with suppress(RuntimeError):
+        if store.check([key]):
+            letter: Letter = json.loads(store.get(key))
+            return letter
+    return None
+
+
+def has_launcher_store() -> bool:
+    """Whether the launcher, and no rank, holds the store: it is there before ranks meet."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def remember(name: str, text: str) -> None:
+    """Keep `text` for the processes that the launcher starts when it restarts this job."""
+    if has_launcher_store():
+        _connect().set(f"lockstep/{name}", text)
+
+
+def recall(name: str) -> str | None:
+    """What an earlier start of this job kept under `name`; None when this is the first."""
+    if not has_launcher_store():
+        return None
+    store, key = _connect(), f"lockstep/{name}"
+    return store.get(key).decode() if store.check([key]) else None
