@@ -30,12 +30,16 @@ addEventListener("load", () => {
   const wide = [...document.querySelectorAll("body > *, .charts, figure, svg")]
     .filter(e => box(e).right > innerWidth + 1);
   const texts = [...document.querySelectorAll("svg text")].filter(e => box(e).width > 0);
+  const size = e => {  // of a letter, in pixels of the screen, whichever way the text runs
+    const m = e.getScreenCTM();
+    return parseFloat(getComputedStyle(e).fontSize) * Math.hypot(m.a, m.b);
+  };
   const colour = getComputedStyle(document.body);
   document.body.dataset.found = JSON.stringify({
     width: innerWidth, page: document.documentElement.scrollWidth,
     drawn: seen.length, broken: [...document.images].filter(e => !e.naturalWidth).length,
     beyond: wide.map(e => e.outerHTML.slice(0, 80)),
-    smallest: Math.min(...texts.map(e => box(e).height)),
+    smallest: Math.min(...texts.map(size)),
     paper: colour.backgroundColor, ink: colour.color,
     line: getComputedStyle(document.querySelector("svg path[style*='--line-0']")).stroke,
   });
