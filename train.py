@@ -165,7 +165,8 @@ def train(plan: Plan, place: Place) -> None:
     log.info(settings.described())
     augmented = train_transform(train_data, config.data.augment, config.seed, device)
     source = Source(train_data, task.collate, augmented, device, config.data.workers)
-    held_out = Source(val_data, task.collate, eval_transform(val_data, device), device)
+    plain, workers = eval_transform(val_data, device), config.data.workers
+    held_out = Source(val_data, task.collate, plain, device, workers)
     first_batch = warm_up_batch(source, order, *ranks, cap)
     warm_up(ddp_model, task, first_batch, settings)
     flops = utilisation_base(model, task, first_batch, device, config.train.precision)
@@ -182,6 +183,7 @@ def train(plan: Plan, place: Place) -> None:
     record_row, record_evaluation = rank0_only(recorder.row), rank0_only(recorder.evaluation)
     progress = Progress(total_steps, cursor.step, shown=is_rank0())
     meter = Meter(settings, config.faults.max_skipped_steps, cursor.meter, carries=is_rank0())
+    batches = meter.counting(batches)
     about: dict[str, Any] = {
         "ema": average.model if average.kept else None,
         "labels": class_names(config.model, train_data.classes),

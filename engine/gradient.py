@@ -20,13 +20,17 @@ DROPOUT = 1  # the stream of keys that a forward pass draws from
 
 
 class MicroBatch(Protocol):
-    """A batch of one forward, and its number among the micro-batches of the global batch."""
+    """A batch of one forward, its number among the micro-batches of the global batch, and how many
+    of its samples could not be read and were stood in for."""
 
     @property
     def index(self) -> int: ...
 
     @property
     def batch(self) -> Batch: ...
+
+    @property
+    def skipped(self) -> int: ...
 
 
 class Trains(Protocol):

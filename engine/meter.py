@@ -2,18 +2,22 @@
 
 import math
 import time
-from typing import Any
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddp.collectives import sum_over_ranks
 from engine.cursor import Cursor
-from engine.gradient import StepSettings
+from engine.gradient import MicroBatch, StepSettings
 from engine.verdict import Verdicts
 from utils.fixed import BROKEN, from_fixed, to_fixed
 
 Row = dict[str, Any]
+
+M = TypeVar("M", bound=MicroBatch)
 
 _MOST_HELD = 256  # losses held before they are added up
 
@@ -29,15 +33,24 @@ class Meter:
         self, settings: StepSettings, most_skipped: int, carried: dict[str, int], *, carries: bool
     ) -> None:
         """`carried`: `totals` of a checkpoint, which one rank (`carries`) holds for all."""
-        sums = [carried.get("loss", 0), carried.get("count", 0), 0] if carries else [0, 0, 0]
+        names = ("loss", "count", "bad_images")
+        sums = [carried.get(name, 0) if carries else 0 for name in names] + [0]
         self._sums = torch.tensor(sums, dtype=torch.int64, device=settings.device)
         self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
         self._losses: list[Tensor] = []  # not in the sums yet
         self._counts: list[Tensor | int] = []
         self._norms: list[tuple[int, Tensor]] = []  # of the steps not judged yet
         self._norm = 0.0
+        self._bad_images = 0
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
+
+    def counting(self, batches: Generator[M]) -> Generator[M]:
+        """`batches`, whose samples that could not be read are counted."""
+        with closing(batches):
+            for piece in batches:
+                self._bad_images += piece.skipped
+                yield piece
 
     def add(self, step: int, losses: list[Tensor], count: Tensor | int, norm: Tensor) -> None:
         """Count step `step` (from 0), which ended now: the summed loss () of each of this rank's
@@ -60,8 +73,9 @@ class Meter:
         broken = units == BROKEN
         self._sums[0] += units.masked_fill(broken, 0).sum()
         self._sums[1] += sum(self._counts)
-        self._sums[2] += broken.sum()
-        self._losses, self._counts = [], []
+        self._sums[2] += self._bad_images
+        self._sums[3] += broken.sum()
+        self._losses, self._counts, self._bad_images = [], [], 0
 
     def restart_clock(self) -> None:
         """Leave out of the clock what happened since the last step: an evaluation, a checkpoint."""
@@ -73,7 +87,7 @@ class Meter:
         Raises NonFinite if a step was not finite.
         """
         self._fold()
-        loss, count, broken = sum_over_ranks(self._sums.clone()).tolist()
+        loss, count, bad_images, broken = sum_over_ranks(self._sums.clone()).tolist()
         if self._norms:
             steps, norms = zip(*self._norms, strict=True)
             values = torch.stack(norms).tolist()
@@ -81,7 +95,8 @@ class Meter:
             for step, norm in zip(steps, values, strict=True):
                 self._verdicts.judge(step, norm)
             self._norm, self._norms = values[-1], []
-        return {"loss": loss, "count": count, **self._verdicts.counts()}
+        sums = {"loss": loss, "count": count, "bad_images": bad_images}
+        return {**sums, **self._verdicts.counts()}
 
     def row(self, cursor: Cursor, rate: float, stall_s: float) -> Row:
         """A metrics row of the steps since the last one; a collective. Starts anew.
@@ -98,6 +113,7 @@ class Meter:
                 "loss": from_fixed(totals["loss"]) / max(1, totals["count"]),
                 "lr": rate,
                 "grad_norm": self._norm if math.isfinite(self._norm) else None,
+                **({"bad_images": totals["bad_images"]} if totals["bad_images"] else {}),
                 **self._verdicts.told(),
             },
             "clock": {

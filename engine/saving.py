@@ -38,7 +38,7 @@ class Saver:
             self._votes.ask_to_save()
 
     def save(self, content: Mapping[str, Any], *, best: bool) -> None:
-        """Write a checkpoint on rank 0; a failure stops all ranks or is only told (save.on_error)."""
+        """Write a checkpoint on rank 0; a failure stops all ranks, or is told (save.on_error)."""
         if self._store is None:
             return
         self._saved_at = time.monotonic()
