@@ -1,12 +1,15 @@
 """The arithmetic of a model, counted, and that of a GPU, as its maker states it."""
 
 import copy
+import logging
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from engine.gradient import Trains
+
+log = logging.getLogger(__name__)
 
 # Dense teraflops: (fp16 and bf16, TF32, fp32 without tensor cores), from the makers' data sheets.
 PEAKS = {
@@ -38,7 +41,13 @@ def utilisation_base(
     if device.type != "cuda":
         return None
     peak = device_flops(torch.cuda.get_device_name(device), precision)
-    return Flops(image_flops(model, task, batch), peak) if peak is not None else None
+    if peak is None:
+        return None
+    try:
+        return Flops(image_flops(model, task, batch), peak)
+    except (RuntimeError, TypeError, ValueError) as error:  # a network that looks at its data
+        log.info("model FLOPs utilisation is not measured: %s", error)
+        return None
 
 
 def device_flops(name: str, precision: str) -> float | None:
@@ -68,7 +77,7 @@ def image_flops(model: nn.Module, task: Trains, batch: dict[str, Tensor]) -> flo
         for tensor in tensors
     }
     ghost = copy.deepcopy(model, shapes)
-    ghost.train()
+    ghost.eval()  # SyncBatchNorm, when it trains, wants a GPU and the other ranks
     with FlopCounterMode(display=False) as counter:
         loss = task.loss(ghost, {name: value.to("meta") for name, value in batch.items()})
         loss.backward()  # type: ignore[no-untyped-call]
