@@ -304,6 +304,11 @@ class Log(Section):
     )
 
 
+def _named(value: Any) -> Any:
+    """`task: classification` as the short form of `task: {name: classification}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Config(Section):
     seed: int = Field(
         default=0,
@@ -311,7 +316,7 @@ class Config(Section):
         le=2**63 - 1,
         description="seed of weights, order, augmentation and dropout",
     )
-    task: Task = Task()
+    task: Annotated[Task, BeforeValidator(_named, json_schema_input_type=Task | str)] = Task()
     run: Run = Run()
     model: Model = Model()
     data: Data = Data()

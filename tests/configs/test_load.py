@@ -208,3 +208,9 @@ def test_damaged_configs_are_bad_input_never_another_exception(tmp_path):
             damaged[place : place + draw.randrange(3)] = draw.choice(pieces)
         with suppress(BadInput):
             load(yaml_file(tmp_path, "".join(damaged)), [])
+
+
+def test_a_task_may_be_written_by_its_name_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("task: segmentation\n")
+    assert load(tmp_path / "x.yaml").task.name == "segmentation"
+    assert load(tmp_path / "x.yaml", ["task.label_smoothing=0.1"]).task.label_smoothing == 0.1
