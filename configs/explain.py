@@ -104,8 +104,12 @@ def _kinds(path: Path) -> list[dict[str, Any]]:
     schema = _json_schema()
     properties = schema["properties"]
     for part in path[:-1]:
-        properties = schema["$defs"][properties[part]["$ref"].rpartition("/")[2]]["properties"]
-    entry = properties[path[-1]]
+        (ref,) = (kind["$ref"] for kind in _either(properties[part]) if "$ref" in kind)
+        properties = schema["$defs"][ref.rpartition("/")[2]]["properties"]
+    return _either(properties[path[-1]])
+
+
+def _either(entry: dict[str, Any]) -> list[dict[str, Any]]:
     kinds: list[dict[str, Any]] = entry.get("anyOf", [entry])
     return kinds
 

@@ -35,6 +35,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         found.append(Mistake(f"{path}:1", f"{explain.shown(values)} is no section with keys"))
         values = {}
+    if isinstance(values.get("task"), str):  # the short form, before an override goes below it
+        values["task"] = {"name": values["task"]}
     sources = {key: f"{path}:{line}" for key, line in lines.items()}
     return _config(_Given(values, sources, str(path)), overrides, found)
 
