@@ -56,10 +56,11 @@ def gather_rows(row: Tensor) -> Tensor:
     if not _joined("a gather"):
         return row.cpu()[None]
     row = row.to(group_device()).contiguous()
-    rows = row.new_empty(world_size(), len(row))  # one tensor, however many ranks there are
-    # Its own form for that has another name from torch 2.14 on, and the old one warns.
-    dist.all_gather(list(rows), row)
-    return rows.cpu()
+    rows = row.new_empty(world_size() * len(row))  # one tensor, however many ranks there are
+    # torch 2.14 gave it another name, and warns of the old one.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(rows, row)
+    return rows.view(world_size(), len(row)).cpu()
 
 
 def same_on_all_ranks(values: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from ddp.collectives import gather_rows
 
-_ROOM = 256  # bytes of a description: a host's name has at most 64
+_ROOM = 160  # bytes of a description: a host's name has at most 64
 
 
 def processes(rank: int, device: torch.device) -> list[dict[str, Any]]:
@@ -21,7 +21,9 @@ def processes(rank: int, device: torch.device) -> list[dict[str, Any]]:
     rows = gather_rows(torch.frombuffer(bytearray(padded), dtype=torch.uint8))
     if rank != 0:  # not a million descriptions on each of a thousand ranks
         return []
-    parts = [bytes(row.tolist()).decode(errors="replace").split("\0") for row in rows]
+    parts = [
+        row.tobytes().rstrip(b"\0").decode(errors="replace").split("\0") for row in rows.numpy()
+    ]
     return [
         {"rank": int(number), "host": host, "process": int(process), "device": place}
         for number, host, process, place, *_ in parts
