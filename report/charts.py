@@ -35,6 +35,7 @@ _STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
+    "axes.titley": 1.03,  # else each drawing looks for a place above everything
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
     "text.color": INK,
@@ -85,7 +86,7 @@ def curves(
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         elif from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1e-9))
         if not log_scale:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -100,7 +101,7 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     side = 4.2 if len(classes) <= 12 else 6.0
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("Confusion matrix", "prediction", "truth", side, side)
+        figure, axes = _axes("Confusion matrix", "prediction", "truth", side)
         axes.imshow(share, cmap=_shades(), vmin=0, vmax=1, interpolation="nearest")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -137,11 +138,14 @@ def reliability(bins: NDArray[np.int64]) -> str:
         return _svg(figure)
 
 
-def _axes(
-    title: str, x_label: str, y_label: str, width: float = _WIDTH, height: float = _HEIGHT
-) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+def _axes(title: str, x_label: str, y_label: str, side: float | None = None) -> tuple[Figure, Axes]:
+    """Axes that leave room for short labels, or, with a `side`, a square that fits any."""
+    if side is None:  # laid out by hand: matplotlib takes twice as long
+        figure = Figure(figsize=(_WIDTH, _HEIGHT))
+        axes = figure.add_axes((0.17, 0.2, 0.8, 0.68))
+    else:
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y")
     axes.set_axisbelow(True)

@@ -154,13 +154,13 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     found.append(("time", _duration(elapsed_s(run)[-1])))
     for name, label, shown in (
         ("images_per_s", "images/s, all processes", "{:,.0f}"),
-        ("data_wait", "of the step waiting for data", "{:.1%}"),
-        ("mfu", "model FLOPs utilisation", "{:.1%}"),
+        ("data_wait", "of the step waiting for data", "{:.2%}"),
+        ("mfu", "model FLOPs utilisation", "{:.2%}"),
         ("peak_memory_mb", "peak memory of a process", "{:,.0f} MB"),
     ):
         value = _median(run, name)
         if value is not None:
-            found.append((label, shown.format(value)))
+            found.append((label, shown.format(value).replace("%", "\N{NO-BREAK SPACE}%")))
     return found
 
 
