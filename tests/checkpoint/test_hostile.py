@@ -30,11 +30,11 @@ FORBIDDEN = (
 
 
 def resume(path: Path) -> None:
-    settle(command.parse(["--resume", str(path)]), lambda config: None)
+    settle(command.parse(["--resume", str(path)]), lambda config: None, lambda config: None)
 
 
 def evaluate(path: Path) -> None:
-    settle(command.parse(["--evaluate", str(path)]), lambda config: None)
+    settle(command.parse(["--evaluate", str(path)]), lambda config: None, lambda config: None)
 
 
 def weights(path: Path) -> None:
