@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from models.cifar_resnet import cifar_resnet18
 from models.library import LIBRARIES, Builder
 from models.small_resnet import small_resnet
 from utils.names import is_function_path, load_function, pick
 
 MODELS: dict[str, Builder] = {
     "small_resnet": small_resnet,
+    "cifar_resnet18": cifar_resnet18,
 }
 
 
