@@ -146,5 +146,6 @@ done
 # torchrun knows 0 and 1 only; rank 0 left what it ended with, and why.
 { read -r said; IFS= read -r reason; } <"$LOCKSTEP_EXIT" || true
 [[ ! ${said:-0} =~ ^[1-9][0-9]{0,2}$ ]] || code=$said
-[[ $code == 0 || -z ${reason:-} ]] || printf '%s\n' "$reason" >&2
+# Bad input was told by rank 0 already, as the last thing anybody said.
+[[ $code == 0 || $code == 2 || -z ${reason:-} ]] || printf '%s\n' "$reason" >&2
 exit "$code"

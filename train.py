@@ -52,8 +52,7 @@ from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
 from models.freeze import freeze
-from models.library import published
-from models.pretrained import class_names, load_weights, origin, restore
+from models.pretrained import class_names, load_weights, origin, require_weights, restore
 from report.background import reported
 from tasks.task import Task, build_task, require_task
 from utils.durable import write_atomic
@@ -66,7 +65,8 @@ log = logging.getLogger("train")
 def run(argv: Sequence[str]) -> None:
     """The life of one process."""
     open_console(speaks=is_rank0())
-    plan = settle(parse(argv), require_known) if is_rank0() else None  # before anyone waits
+    # Rank 0 settles what the run is before anyone waits for anyone: bad input costs seconds.
+    plan = settle(parse(argv), require_known, require_fresh) if is_rank0() else None
     place = join()
     require_same(started_with(argv))
     plan = receive(plan)  # rank 0's, on every rank
@@ -87,11 +87,15 @@ def require_known(config: Config) -> None:
     require_exact(config, promised_world_size())
     require_devices(config.ddp)
     find_builder(config.model.name)
-    published(config.model.name, config.model.weights)
     require_names(config.optim)
     require_board(config.log)
     require_dataset(config.data.name)
     require_task(config.task.name)
+
+
+def require_fresh(config: Config) -> None:
+    """BadInput when what a run starts from is not there; a resumed run needs it no more."""
+    require_weights(config.model)
 
 
 def network(plan: Plan, dataset: Dataset) -> nn.Module:

@@ -182,9 +182,9 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
 
 
 def _started(path: Path) -> bool:
-    return any((path / name).exists() for name in ("config.yaml", "exit", "metrics.jsonl")) or bool(
-        step_files(path)
-    )
+    """Whether a run in `path` has something to lose: rows or checkpoints."""
+    rows = path / "metrics.jsonl"
+    return bool(step_files(path)) or (rows.exists() and rows.stat().st_size > 0)
 
 
 def _exit_code(path: Path) -> int | None:

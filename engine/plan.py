@@ -43,10 +43,13 @@ class Plan(NamedTuple):
         return state
 
 
-def settle(command: Command, require: Callable[[Config], None]) -> Plan:
+def settle(
+    command: Command, require: Callable[[Config], None], require_fresh: Callable[[Config], None]
+) -> Plan:
     """The run that the command line, its folder and its checkpoint make; BadInput when they don't.
 
-    `require` raises BadInput for a configuration that names what there is not. A process that its
+    `require` raises BadInput for a configuration that names what there is not, `require_fresh` for
+    what a run needs only when it starts from the beginning. A process that its
     launcher has started again goes on in the folder of its earlier start, whatever the command.
     """
     earlier = None if command.evaluate else earlier_folder()
@@ -72,6 +75,7 @@ def settle(command: Command, require: Callable[[Config], None]) -> Plan:
     config = config.model_copy(update={"run": named})
     found = newest_good(folder.path) if command.resume or earlier else None
     if found is None:
+        require_fresh(config)
         return _begun(config, folder, None, {})
     for reason in found.refused:
         log.warning("passed over: %s", reason)

@@ -18,6 +18,7 @@ from utils.names import near
 
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.", "model.")
+_PROJECT = Path(__file__).resolve().parent.parent
 LEAST_MATCHED = 0.5  # of the backbone's parameters; less is taken for a mistake
 
 
@@ -55,9 +56,23 @@ def load_weights(model: nn.Module, section: Model, classes: Sequence[str]) -> Lo
     assert section.weights is not None
     offer = published(section.name, section.weights)
     if offer is None:
-        return load_pretrained(model, section.weights, classes)
+        return load_pretrained(model, _found(section.weights), classes)
     theirs = classes if same_classes(classes, offer.classes) else offer.classes
     return load_pretrained(model, offer.fetch(), classes, theirs)
+
+
+def require_weights(section: Model) -> None:
+    """BadInput unless `section.weights`, if any, is a file, or a name in the model's library."""
+    if section.weights is not None and published(section.name, section.weights) is None:
+        _found(section.weights)
+
+
+def _found(file: Path) -> Path:
+    """`file` from the working folder, or else from the folder of this project."""
+    for place in (file, _PROJECT / file):
+        if place.is_file():
+            return place
+    raise BadInput(f"model.weights: there is no file {file}")
 
 
 def class_names(section: Model, classes: Sequence[str]) -> list[str]:

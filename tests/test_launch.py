@@ -209,7 +209,7 @@ def test_help_is_printed_once_and_starts_nothing(launch):
         ("0", "0\nfinished", 0, ""),
         ("0", "", 0, ""),
         ("1", "75\nstopped by SIGTERM and saved", 75, "stopped by SIGTERM and saved\n"),
-        ("1", "2\nunknown model 'x'", 2, "unknown model 'x'\n"),
+        ("1", "2\nunknown model 'x'", 2, ""),  # rank 0 has told it
         ("1", "1\n", 1, ""),
         ("1", "", 1, ""),
         ("1", "0\nfinished", 1, "finished\n"),

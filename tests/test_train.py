@@ -123,6 +123,13 @@ def test_bad_input_gets_one_message_and_exit_code_2(name: str, tmp_path: Path, s
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_bad_input_found_late_does_not_make_the_run_look_begun(tmp_path: Path, said: Said) -> None:
+    options = [*QUICK, f"run.dir={tmp_path}", "run.name=x"]
+    assert said(2, *options, "train.best_metric=acuracy")[0][0] == 2
+    codes, _ = said(2, *options, "train.epochs=1")
+    assert codes == [0, 0]
+
+
 def test_a_checkpoint_of_another_model_names_keys_and_shapes(finished: Path, said: Said) -> None:
     codes, output = said(
         2, "--resume", str(finished / "last.pt"), "train.epochs=3",
@@ -137,7 +144,7 @@ def test_an_unfinished_run_is_not_overwritten_and_names_the_way_on(
     tmp_path: Path, said: Said
 ) -> None:
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "x" / "metrics.jsonl").write_text('{"step": 1}\n')
     codes, output = said(1, *QUICK, f"run.dir={tmp_path}", "run.name=x")
     assert codes == [2]
     assert "--resume auto" in output

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +61,8 @@ def test_resuming_takes_an_absent_or_an_unfinished_folder(
 
 def test_an_unfinished_folder_is_not_started_again(tmp_path: Path, claim: Claim) -> None:
     run = start(claim, tmp_path)
-    run.metrics().append({"step": 1})
+    with closing(run.metrics()) as metrics:
+        metrics.append({"step": 1})
     run.finish(75, "stopped by a signal\nand saved")
     assert (run.path / "exit").read_text() == "75 stopped by a signal and saved\n"
     run.release()
