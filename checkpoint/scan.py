@@ -8,6 +8,7 @@ is known before any of it is built.
 
 import math
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -98,9 +99,10 @@ def scan(data: IO[bytes], file_bytes: int) -> Any:
     """
     machine = _Machine(FREE_OBJECTS + file_bytes // BYTES_PER_OBJECT)
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name != "STOP":
-                machine.run(opcode.name, argument)
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes in the names of globals
+            for opcode, argument, _ in pickletools.genops(data):
+                if opcode.name != "STOP":
+                    machine.run(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, UnicodeError) as error:
         if isinstance(error, BadInput):
             raise
