@@ -338,7 +338,7 @@ class Config(Section):
 
 def _exact_conflicts(train: Train, ddp: Ddp) -> Iterator[tuple[str, str]]:
     """What exact mode cannot be asked for together with."""
-    for name in ("sync_batchnorm", "static_graph", "find_unused_parameters"):
+    for name in ("sync_batchnorm", "static_graph", "find_unused_parameters", "bucket_cap_mb"):
         if ddp.exact and getattr(ddp, name):
             yield (
                 f"ddp.{name}",
