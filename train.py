@@ -204,6 +204,7 @@ def train(plan: Plan, place: Place) -> None:
         "ranks": processes(place.rank, device),
     }
     rank0_only(recorder.begin)(start, first_batch, as_seen(first_batch, train_data))
+    del first_batch  # the steps need its memory
 
     with closing(batches), closing(progress):
         while cursor.step < total_steps or cursor.owed:

@@ -22,10 +22,10 @@ def pictures(source: Source, samples: list[int]) -> tuple[list[int], NDArray[np.
     return batch["sample"].tolist(), _small(batch["image"])
 
 
-def as_seen(batch: Batch, dataset: Dataset) -> NDArray[np.uint8]:
-    """A transformed batch's images with the normalisation undone, uint8 (N, H, W, C)."""
+def as_seen(batch: Batch, dataset: Dataset, most: int = 24) -> NDArray[np.uint8]:
+    """The first images of a transformed batch, their normalisation undone, uint8 (N, H, W, C)."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (dataset.mean, dataset.std))
-    return _small((batch["image"].cpu().float() * std + mean).mul(255))
+    return _small((batch["image"][:most].cpu().float() * std + mean).mul(255))
 
 
 def _small(images: Tensor) -> NDArray[np.uint8]:

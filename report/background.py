@@ -1,11 +1,14 @@
 """Reports made beside a run, by a process of their own that steps back behind everything else."""
 
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WAIT_S = 5.0  # for the last report, which follows later where every processor is busy
@@ -20,7 +23,12 @@ def reported(run: Path | None) -> Iterator[None]:
     if run is None:
         yield
         return
-    process = _start(run)
+    try:
+        process = _start(run)
+    except OSError as error:
+        log.warning("no report is written beside the run: %s", error)
+        yield
+        return
     assert process.stdin is not None
     try:
         yield
