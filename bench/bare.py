@@ -1,6 +1,7 @@
 """The most careful bare loops that a person would write by hand, to measure the harness against."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,5 +52,22 @@ def in_memory(
             if taken % 10 == 0:
                 total.item()
                 total.zero_()
+
+    return block
+
+
+def from_loader(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> Block:
+    """Plain DDP over a loader's (images, labels): a block of `steps`; the loss read each step."""
+    ddp_model = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+    def block() -> None:
+        for _ in range(steps):
+            images, labels = next(batches)
+            optimizer.zero_grad()
+            loss = cross_entropy(ddp_model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss.item()
 
     return block

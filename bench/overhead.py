@@ -29,7 +29,9 @@ def run(argv: list[str]) -> None:
     options.add_argument("--case", choices=CASES, action="append")
     given = options.parse_args(argv)
     for name in given.case or CASES:
-        answers = on_ranks(given.world_size, _one_rank, given.world_size, CASES[name], given.cycles)
+        with tempfile.TemporaryDirectory() as folder:
+            how = (given.world_size, CASES[name], given.cycles, folder)
+            answers = on_ranks(given.world_size, _one_rank, *how)
         _tell(name, given.world_size, 2 * CASES[name]["steps"], over_ranks(answers))
 
 
@@ -51,23 +53,24 @@ def _tell(name: str, world_size: int, steps: int, times: dict[str, Times]) -> No
     record("overhead", result)
 
 
-def _one_rank(rank: int, world_size: int, case: dict[str, Any], cycles: int) -> dict[str, Times]:
+def _one_rank(
+    rank: int, world_size: int, case: dict[str, Any], cycles: int, folder: str
+) -> dict[str, Times]:
     turns = Turns(lambda: _bare(rank, world_size, case), case["steps"], cycles)
-    with tempfile.TemporaryDirectory() as folder:
-        harness(
-            turns,
-            "configs/quickstart.yaml",
-            "model.weights=null",
-            "data.augment.pad=0",
-            f"model.name={case['model']}",
-            f"data.image_size={case['image_size']}",
-            f"train.global_batch={case['batch'] * world_size}",
-            f"run.dir={folder}",
-        )
+    harness(
+        turns,
+        "configs/quickstart.yaml",
+        "model.weights=null",
+        "data.augment.pad=0",
+        f"model.name={case['model']}",
+        f"data.image_size={case['image_size']}",
+        f"train.global_batch={case['batch'] * world_size}",
+        f"run.dir={folder}",
+    )
     return turns.times
 
 
-class _Terminal(io.StringIO):
+class Terminal(io.StringIO):
     """Swallows what is shown; a progress bar is only drawn on a terminal."""
 
     def isatty(self) -> bool:
@@ -79,7 +82,7 @@ class _Terminal(io.StringIO):
 
 def harness(turns: Turns, config: str, *overrides: str) -> None:
     """Run train.py without evaluations and saves, `turns.step` called at each step, to its end."""
-    sys.stderr, sys.stdout = _Terminal(), _Terminal()
+    sys.stderr, sys.stdout = Terminal(), Terminal()
     import train
 
     vars(train)["train_batches"] = _paused(vars(train)["train_batches"], turns)
