@@ -37,10 +37,10 @@ from engine.average import Average
 from engine.cursor import resumed
 from engine.ending import end, exit_recorded
 from engine.environment import environment, make_deterministic, started_with
-from engine.evaluate import evaluate
+from engine.evaluate import Evaluation, evaluate
 from engine.exact import forward_cap, require_exact, require_own_statistics
 from engine.flops import utilisation_base
-from engine.gradient import mixed_precision
+from engine.gradient import StepSettings, mixed_precision
 from engine.layout import processes
 from engine.meter import Meter
 from engine.optim import build_optimizer, learning_rate, require_fit, require_names
@@ -148,9 +148,14 @@ def train(plan: Plan, place: Place) -> None:
     config, device, ranks = plan.config, place.device, (place.rank, place.world_size)
     train_data, val_data, task, order = on_every_rank(materials, config)
     require_same({"training samples": len(train_data), "held-out samples": len(val_data)})
-    best_metric = config.train.best_metric
     total_steps = config.train.epochs * order.steps_per_epoch
     cursor = resumed(plan.cursor, order.steps_per_epoch)
+    rate_at = partial(
+        learning_rate,
+        optim=config.optim,
+        steps_per_epoch=order.steps_per_epoch,
+        total_steps=total_steps,
+    )
 
     # One weight: a file into rank 0's network, the broadcast into every rank's, the optimizer.
     model = network(plan, train_data).to(device)
@@ -177,7 +182,6 @@ def train(plan: Plan, place: Place) -> None:
     pace = Pace(device, cursor.step, flops)
     batches = pace.timed(train_batches(source, order, *ranks, cap, cursor.step, total_steps))
     batches = watch.marked(batches, "data", "step")
-    eval_size = config.train.evaluation_batch
 
     # What is told and written, by rank 0 alone.
     votes = Votes()
@@ -195,7 +199,7 @@ def train(plan: Plan, place: Place) -> None:
         "config": to_plain(config),
         "environment": environment(place.world_size, device),
     }
-    row: dict[str, Any] = dict(cursor.owed or plan.saved.get("metrics", {}))
+    row: dict[str, Any] = dict(plan.saved.get("metrics", {}))
     start = {
         "step": cursor.step,
         "checkpoint": str(plan.file or ""),
@@ -207,47 +211,34 @@ def train(plan: Plan, place: Place) -> None:
     del first_batch  # the steps need its memory
 
     with closing(batches), closing(progress):
-        while cursor.step < total_steps or cursor.owed:
-            if not cursor.owed:
-                rate = learning_rate(cursor.step, config.optim, order.steps_per_epoch, total_steps)
+        while cursor.step < total_steps or cursor.owes_evaluation:
+            if not cursor.owes_evaluation:
+                rate = rate_at(cursor.step)
                 losses, count, norm = train_step(
                     ddp_model, task, batches, optimizer, settings, cursor.step, rate
                 )
                 average.update()
                 meter.add(cursor.step, losses, count, norm)
-                cursor.advance(config.train.global_batch)
+                cursor.advance(config.train.global_batch, config.train.eval_every, total_steps)
                 watch.mark(step=cursor.step)
                 progress.step()
                 votes.at_boundary()
 
-            is_best = False
-            evaluates = cursor.ends_epoch(config.train.eval_every, total_steps)
-            if evaluates or cursor.step % config.log.every_steps == 0:
-                if not cursor.owed:
-                    row = meter.row(cursor, rate, saver.stall_s())
-                    row["clock"] |= pace.over_ranks(row)
-                cursor.owed = None
-                if evaluates:
-                    held_out_batches = eval_batches(held_out, eval_size, *ranks)
-                    in_evaluation = watch.marked(held_out_batches, "evaluation", "evaluation")
-                    common = -(-len(val_data) // eval_size) // place.world_size
-                    found = evaluate(
-                        average.model,
-                        task,
-                        votes.between(in_evaluation, common),
-                        mixed_precision(settings),
-                    )
-                    if votes.wishes.stops:
-                        cursor.owed = row  # not all of it was scored: to be done again
-                    else:
-                        row["eval"] = found.metrics
-                        record_evaluation(cursor.step, found.sums)
-                        best = row["eval"][best_metric]
-                        is_best = cursor.improve(best, task.metrics[best_metric])
-                if not cursor.owed:
-                    record_row(row)
-                    progress.tell(row)
-            if evaluates or saver.is_due(cursor.step, votes.wishes):
+            found, is_best = None, False
+            if cursor.owes_evaluation:
+                found = scores(average.model, task, held_out, plan, place, settings, votes)
+                cursor.owes_evaluation = found is None  # cut short by a wish to stop
+            if found or (cursor.step % config.log.every_steps == 0 and not cursor.owes_evaluation):
+                row = meter.row(cursor, rate_at(cursor.step - 1), saver.stall_s())
+                row["clock"] |= pace.over_ranks(row)
+                if found:
+                    row["eval"] = found.metrics
+                    record_evaluation(cursor.step, found.sums)
+                    best = config.train.best_metric
+                    is_best = cursor.improve(found.metrics[best], task.metrics[best])
+                record_row(row)
+                progress.tell(row)
+            if found or saver.is_due(cursor.step, votes.wishes):
                 watch.mark("save")
                 cursor.meter = meter.totals()
                 content = capture(
@@ -269,6 +260,24 @@ def train(plan: Plan, place: Place) -> None:
     on_rank0(saver.close)
 
 
+def scores(
+    model: nn.Module,
+    task: Task,
+    held_out: Source,
+    plan: Plan,
+    place: Place,
+    settings: StepSettings,
+    votes: Votes,
+) -> Evaluation | None:
+    """The metrics of `model` on the held-out data; None when a wish to stop cut them short."""
+    size = plan.config.train.evaluation_batch
+    batches = eval_batches(held_out, size, place.rank, place.world_size)
+    batches = watch.marked(batches, "evaluation", "evaluation")
+    common = -(-len(held_out.dataset) // size) // place.world_size  # batches that every rank has
+    found = evaluate(model, task, votes.between(batches, common), mixed_precision(settings))
+    return None if votes.wishes.stops else found
+
+
 def saved_optimizer_state(plan: Plan, optimizer: Optimizer) -> dict[int, dict[str, Any]] | None:
     """The checkpoint's optimizer state; None without one, BadInput if it is another's."""
     if not plan.saved:
@@ -285,16 +294,11 @@ def score(plan: Plan, place: Place) -> None:
     model = network(plan, held_out).to(device)
     ddp_model = wrapped(model, config)
     log.info(agreement(model))
-    source = Source(
-        held_out, task.collate, eval_transform(held_out, device), device, config.data.workers
-    )
-    batches = eval_batches(source, config.train.evaluation_batch, place.rank, place.world_size)
-    found = evaluate(
-        ddp_model.module,
-        task,
-        batches,
-        mixed_precision(step_settings(config, [], place.world_size, device)),
-    )
+    plain, workers = eval_transform(held_out, device), config.data.workers
+    source = Source(held_out, task.collate, plain, device, workers)
+    settings = step_settings(config, [], place.world_size, device)
+    found = scores(ddp_model.module, task, source, plan, place, settings, Votes())
+    assert found is not None  # nobody listens for signals here: they end the process
     log.info("%s: %s on %d samples", plan.file, told(found.metrics), len(held_out))
 
 

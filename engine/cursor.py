@@ -13,19 +13,18 @@ class Cursor:
     samples: int = 0
     steps_per_epoch: int = 0
     best: float | None = None  # of train.best_metric
-    meter: dict[str, int] = field(default_factory=dict)
-    owed: dict[str, Any] | None = None  # the row of this step whose evaluation was cut short
+    meter: dict[str, Any] = field(default_factory=dict)
+    owes_evaluation: bool = False  # one is due after this step, and not all of it was scored yet
 
-    def advance(self, global_batch: int) -> None:
-        """Count one optimizer step."""
+    def advance(self, global_batch: int, eval_every: int, total_steps: int) -> None:
+        """Count one optimizer step; an evaluation is due after the last step of the run, and of an
+        epoch whose number `eval_every` divides."""
         self.step += 1
         self.samples += global_batch
-        self.epoch = self.step // self.steps_per_epoch
-
-    def ends_epoch(self, every: int, total_steps: int) -> bool:
-        """Whether the last step ended the run, or an epoch whose number `every` divides."""
-        ended, into = divmod(self.step, self.steps_per_epoch)
-        return self.step == total_steps or (into == 0 and ended % every == 0)
+        self.epoch, into = divmod(self.step, self.steps_per_epoch)
+        self.owes_evaluation = self.step == total_steps or (
+            into == 0 and self.epoch % eval_every == 0
+        )
 
     def improve(self, value: float, higher_is_better: bool) -> bool:
         """Whether `value` is better than any before it (a tie is not); remembers it if so."""
@@ -51,6 +50,6 @@ def resumed(saved: dict[str, Any], steps_per_epoch: int) -> Cursor:
         return cursor
     done = cursor.step % cursor.steps_per_epoch / cursor.steps_per_epoch
     cursor.step = cursor.epoch * steps_per_epoch + int(done * steps_per_epoch)
-    cursor.owed = None
+    cursor.owes_evaluation = False
     cursor.steps_per_epoch = steps_per_epoch
     return cursor

@@ -30,7 +30,7 @@ class Meter:
     """
 
     def __init__(
-        self, settings: StepSettings, most_skipped: int, carried: dict[str, int], *, carries: bool
+        self, settings: StepSettings, most_skipped: int, carried: dict[str, Any], *, carries: bool
     ) -> None:
         """`carried`: `totals` of a checkpoint, which one rank (`carries`) holds for all."""
         names = ("loss", "count", "bad_images")
@@ -40,7 +40,7 @@ class Meter:
         self._losses: list[Tensor] = []  # not in the sums yet
         self._counts: list[Tensor | int] = []
         self._norms: list[tuple[int, Tensor]] = []  # of the steps not judged yet
-        self._norm = 0.0
+        self._norm: float | None = carried.get("norm")  # of the last step; None: not finite
         self._bad_images = 0
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
@@ -81,7 +81,7 @@ class Meter:
         """Leave out of the clock what happened since the last step: an evaluation, a checkpoint."""
         self._since = time.perf_counter()
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
         """The sums over all ranks and what else goes into a checkpoint; a collective.
 
         Raises NonFinite if a step was not finite.
@@ -94,9 +94,9 @@ class Meter:
             self._verdicts.judge_loss(broken, steps[-1] + 1)
             for step, norm in zip(steps, values, strict=True):
                 self._verdicts.judge(step, norm)
-            self._norm, self._norms = values[-1], []
+            self._norm, self._norms = values[-1] if math.isfinite(values[-1]) else None, []
         sums = {"loss": loss, "count": count, "bad_images": bad_images}
-        return {**sums, **self._verdicts.counts()}
+        return {**sums, "norm": self._norm, **self._verdicts.counts()}
 
     def row(self, cursor: Cursor, rate: float, stall_s: float) -> Row:
         """A metrics row of the steps since the last one; a collective. Starts anew.
@@ -112,7 +112,7 @@ class Meter:
             "train": {
                 "loss": from_fixed(totals["loss"]) / max(1, totals["count"]),
                 "lr": rate,
-                "grad_norm": self._norm if math.isfinite(self._norm) else None,
+                "grad_norm": self._norm,
                 **({"bad_images": totals["bad_images"]} if totals["bad_images"] else {}),
                 **self._verdicts.told(),
             },

@@ -116,7 +116,7 @@ def _alternative(file: Path) -> str:
 def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str, Any]) -> Plan:
     cursor = saved.get("cursor", {})
     done = saved and cursor["epoch"] >= config.train.epochs
-    if done and not cursor.get("owed"):  # an evaluation that a signal cut short
+    if done and not cursor.get("owes_evaluation"):  # an evaluation that a signal cut short
         log.info(
             "%s is already finished: it has its train.epochs=%d", folder.path, config.train.epochs
         )
