@@ -106,7 +106,7 @@ def load_pretrained(
     target = model.state_dict()
     head, stem = _head_and_stem(model)
     theirs = content.get("labels", file_classes)
-    other_classes = theirs is not None and list(theirs) != list(classes)
+    other_classes = theirs is not None and not same_classes(classes, theirs)
     loaded: list[str] = []
     reinitialised: dict[str, str] = {}
     for name, tensor in target.items():

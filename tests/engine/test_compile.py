@@ -59,8 +59,7 @@ def test_dropout_of_compiled_code_is_drawn_from_step_and_micro_batch() -> None:
 def test_a_compiled_run_killed_and_resumed_ends_in_the_same_bits_under_bare_names(
     tmp_path: Path,
 ) -> None:
-    # One batch size in training and evaluation: few graphs to compile.
-    options = ("train.compile=true", f"model.name={NETWORKS}:tiny", "train.eval_batch=180")
+    options = ("train.compile=true", f"model.name={NETWORKS}:tiny", "train.ema=500")
     common = (*QUICK, "train.global_batch=240", "save.every_steps=3", *options)
     run(2, *common, f"run.dir={tmp_path}", "run.name=unbroken")
     broken = (*common, f"run.dir={tmp_path}", "run.name=broken")

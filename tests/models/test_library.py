@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
+from checkpoint.open import read
 from configs.schema import Model
 from ddp.rank0 import is_rank0, on_rank0
 from models import library
 from models.build import build_model, find_builder
 from models.library import fit_stem, published
-from models.pretrained import class_names, load_weights, origin
+from models.pretrained import class_names, load_pretrained, load_weights, origin
 from tests.ranks import run_ranks
+from tests.runs import run
 from utils.errors import BadInput
 
 NETWORK = "mobilenet_v3_small"
@@ -68,12 +71,15 @@ def test_other_channels_leave_only_head_and_stem_random(offered: dict[str, torch
 
 
 def test_imagenets_own_classes_keep_the_head_and_get_its_class_names(
-    offered: dict[str, torch.Tensor],
+    offered: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     report = load_weights(network(1000, 3), SECTION, WORDNET)
     assert report.reinitialised == {}
     names = class_names(SECTION, WORDNET)
     assert (len(names), names[0], names[999]) == (1000, "tench", "toilet tissue")
+    # A checkpoint of such a run names its classes so, and fits the same folders again.
+    torch.save({"state_dict": offered, "labels": names}, tmp_path / "ours.pt")
+    assert load_pretrained(network(1000, 3), tmp_path / "ours.pt", WORDNET).reinitialised == {}
 
 
 def test_a_thousand_other_classes_do_not_keep_the_head(offered: dict[str, torch.Tensor]) -> None:
@@ -132,6 +138,22 @@ def test_a_download_that_fails_or_is_damaged_is_bad_input_and_leaves_nothing(
     with pytest.raises(BadInput, match="put the file there by hand"):
         offer.fetch()
     assert list((tmp_path / "hub").rglob("*.pth*")) == []
+
+
+def test_a_run_starts_from_the_name_and_its_checkpoint_says_what_the_weights_expect(
+    offered: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    names = (f"model.name={SECTION.name}", "model.weights=IMAGENET1K_V1", f"run.dir={tmp_path}")
+    small = ("data.image_size=32", "train.global_batch=480", "train.epochs=1", "log.report=false")
+    run(2, *names, *small, "optim.lr=0.01")
+    content = read(tmp_path / "quickstart" / "last.pt")
+    assert content["preprocess"]["pretrained"]["weights"] == "IMAGENET1K_V1"
+    assert content["preprocess"]["image_size"] == 32
+    report = json.loads((tmp_path / "quickstart" / "load_report.json").read_text())
+    assert set(report["reinitialised"]) == {
+        "features.0.0.weight", "classifier.3.weight", "classifier.3.bias"
+    }  # fmt: skip
+    assert len(list((tmp_path / "hub").rglob("*.pth"))) == 1
 
 
 def test_unknown_names_are_bad_input_with_the_ones_there_are() -> None:
