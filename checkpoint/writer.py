@@ -170,8 +170,8 @@ def _settle(owner: int, keep_open: set[int]) -> None:
     if os.getppid() != owner:
         os._exit(0)
     signal.set_wakeup_fd(-1)
-    for meant_for_owner in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(meant_for_owner, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     # Replaced, not closed: an object of the owner that closes its number later must not hit a
     # file of ours that was given the same.
