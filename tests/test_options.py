@@ -37,6 +37,7 @@ CASES = {
     ),
     "frozen stem and block, adamw, polynomial": (
         "model.freeze=[stem.*, blocks.0.*]",
+        "train.channels_last=false",
         "optim.name=adamw",
         "optim.lr=0.01",
         "optim.schedule=polynomial",

@@ -25,7 +25,7 @@ EXACT = (
     "optim.name=adamw",
     "optim.lr=0.01",
     "optim.clip_norm=1.0",
-    "train.ema=0.9",
+    "train.ema=700",
     "save.every_steps=10",
 )
 
