@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -129,6 +130,9 @@ class Writer:
         if self._closed:
             return
         self._closed = True
+        # Shut down, not only closed: processes forked since, such as loading workers, hold copies.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._answers.close()
         self._socket.close()
         if self.pid:

@@ -22,6 +22,7 @@ Batch = dict[str, Tensor]
 Collate = Callable[[list[Any]], Batch]
 
 _PR_SET_PDEATHSIG = 1
+_STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP}
 
 
 class BadImage(BadInput):
@@ -143,11 +144,11 @@ def _as_it_is(batch: Any) -> Any:
 
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Processes started here are deaf to SIGTERM and SIGINT from their first instruction on.
+    """Processes started here are deaf to what stops a run, from their first instruction on.
 
     A launcher and a terminal signal the workers as well as their parent, which alone decides.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
     finally:

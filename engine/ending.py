@@ -106,7 +106,8 @@ def record_end(code: int, reason: str, *, is_final: bool = False) -> int:
     file = os.environ.get("LOCKSTEP_EXIT")
     if not file:
         return code
-    if is_first_of_host():
+    # The first of a host speaks for it; of one that cannot, another tells.
+    if is_first_of_host() or (code == 1 and not Path(file).stat().st_size):
         Path(file).write_text(f"{code}\n{' '.join(reason.split())}\n")
     return 0 if is_final or code in (BadInput.exit_code, Stopped.exit_code) else code
 

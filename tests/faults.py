@@ -171,10 +171,12 @@ def meet(
     world_size: int,
     folder: Path,
     *arguments: str,
-    signalled: dict[int, int] | None = None,
+    signals: Sequence[int] = (),
+    told: Sequence[int] = (),
     limit_s: float = 60.0,
 ) -> Ended:
-    """Run `train.py arguments` into `fault`; `signalled`: rank -> signal sent when it happens."""
+    """Run `train.py arguments` into `fault`; when it happens, the ranks `told` get
+    `signals`, one after the other."""
     port = free_port()
     store = _fork.Process(target=_serve, args=(port,))
     with tempfile.TemporaryDirectory() as launcher:
@@ -197,7 +199,7 @@ def meet(
             ]
             for process in ranks:
                 process.start()
-            first, ended = _until_the_end(ranks, place / "happened", signalled or {}, limit_s)
+            first, ended = _until_the_end(ranks, place / "happened", signals, told, limit_s)
             happened = place / "happened"
             since = float(happened.read_text()) if happened.exists() else ended
             left = list(_of_the_sessions({p.pid or 0 for p in ranks}))
@@ -212,16 +214,22 @@ def meet(
 
 
 def _until_the_end(
-    ranks: Sequence[BaseProcess], happened: Path, signalled: dict[int, int], limit_s: float
+    ranks: Sequence[BaseProcess],
+    happened: Path,
+    signals: Sequence[int],
+    told: Sequence[int],
+    limit_s: float,
 ) -> tuple[int, float]:
     """The rank that ended first, and when the last did; the others are told like the agent does."""
     limit, first = time.monotonic() + limit_s, -1
     while any(process.exitcode is None for process in ranks) and time.monotonic() < limit:
         time.sleep(0.02)
-        if signalled and happened.exists():
-            for rank, number in signalled.items():
-                os.kill(ranks[rank].pid or 0, number)
-            signalled = {}
+        if signals and happened.exists():
+            for number in signals:
+                for rank in told:
+                    os.killpg(ranks[rank].pid or 0, number)  # workers and writers as well
+                time.sleep(0.05)
+            signals = ()
         gone = [rank for rank, process in enumerate(ranks) if process.exitcode is not None]
         if gone and first < 0:
             first = gone[0]
