@@ -112,6 +112,8 @@ fi
 threads=$(($(nproc) / NPROC))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 unset "${!PET_@}" # torchrun would take flags from them
+# How long torchrun lets a stopped run save. One that hangs is ended by its own watch before.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 LOCKSTEP_EXIT=$(mktemp)
 export LOCKSTEP_EXIT
@@ -138,11 +140,14 @@ set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the
     "$root/train.py" "$@" </dev/null &
 torchrun=$! waiting=yes
 signals=(HUP INT QUIT TERM USR1) # the first starts the save; torchrun would leave at a second
-trap 'trap "" "${signals[@]}"; waiting=yes; kill -TERM "$torchrun" || :' "${signals[@]}"
+stopped=''
+trap 'trap "" "${signals[@]}"; stopped=yes waiting=yes; kill -TERM "$torchrun" || :' "${signals[@]}"
 while [[ $waiting ]]; do
     waiting='' code=0
     wait "$torchrun" || code=$?
 done
+[[ $code == 0 || -s $LOCKSTEP_EXIT || ! $stopped ]] ||
+    printf '75\nstopped before the first step' >"$LOCKSTEP_EXIT"
 # torchrun knows 0 and 1 only; rank 0 left what it ended with, and why.
 { read -r said; IFS= read -r reason; } <"$LOCKSTEP_EXIT" || true
 [[ ! ${said:-0} =~ ^[1-9][0-9]{0,2}$ ]] || code=$said
