@@ -14,7 +14,7 @@ from configs.schema import Config
 from ddp.exact import TreeSum, rank0s, tree_sum_over_ranks
 from engine.exact import forward_cap, require_exact, require_own_statistics, shards
 from tests.ranks import run_ranks
-from tests.runs import QUICK, assert_same_bits, kill_at, outcome, run
+from tests.runs import QUICK, assert_same_bits, finish, kill_at, outcome, run, start
 from utils.errors import BadInput
 
 # Real digits, BatchNorm, dropout, 56 steps; 8 shards, so that each of 4 ranks runs two.
@@ -177,8 +177,6 @@ def test_a_network_with_statistics_over_processes_is_refused() -> None:
 def test_a_parameter_outside_the_loss_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.runs import finish, start
-
     (tmp_path / "net.py").write_text(
         "from models.small_resnet import small_resnet\n"
         "from torch import nn\n"
