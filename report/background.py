@@ -11,7 +11,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parent.parent
-_WAIT_S = 5.0  # for the last report, which follows later where every processor is busy
+_WAIT_S = 3.0  # for the last report, which follows later where every processor is busy
 
 
 @contextmanager
