@@ -29,12 +29,6 @@ CASES = {
         "optim.clip_norm=1.0",
         "train.ema=500",
     ),
-    "fp16, adamw": (
-        f"model.name={NETWORKS}:loud",
-        "train.precision=fp16",
-        "optim.name=adamw",
-        "optim.lr=0.001",
-    ),
     "frozen stem and block, adamw, polynomial": (
         "model.freeze=[stem.*, blocks.0.*]",
         "train.channels_last=false",
@@ -51,14 +45,18 @@ CASES = {
         "optim.min_lr=1e-4",
         "train.deterministic=true",
     ),
-    "adafactor, steps": (
+    "a network of timm, adafactor, steps": (
+        "model.name=timm:test_efficientnet",
+        "data.image_size=16",
         "optim.name=adafactor",
         "optim.lr=0.02",
         "optim.schedule=step",
         "optim.milestones=[0.6, 1.4]",
         "optim.gamma=0.5",
     ),
-    "an optimizer from a file, constant": (
+    "a network of torchvision, an optimizer from a file, constant": (
+        "model.name=torchvision:shufflenet_v2_x0_5",
+        "data.image_size=16",
         f"optim.name={NETWORKS}:nadam",
         "optim.lr=0.01",
         "optim.schedule=constant",
