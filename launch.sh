@@ -89,6 +89,16 @@ if [[ ${NNODES:-1} == 1 ]]; then # nothing of a job on one host goes over the ne
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
 else
     [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] || fail 'NNODES needs NODE_RANK and MASTER_ADDR'
+    "$python" -P - "$MASTER_ADDR" <<'PY'
+import ipaddress, socket, sys
+try:
+    address = ipaddress.ip_address(socket.gethostbyname(sys.argv[1]))
+    if address.is_global:
+        print(f"warning: MASTER_ADDR={sys.argv[1]} is public: whoever reaches the job's ports owns it"
+              " (docs/cluster.md)", file=sys.stderr)
+except OSError:
+    pass # torchrun says it
+PY
     ((NODE_RANK < NNODES)) || fail "NODE_RANK=$NODE_RANK is not below NNODES=$NNODES"
     MASTER_PORT=${MASTER_PORT:-29500}
 fi
@@ -119,10 +129,18 @@ LOCKSTEP_EXIT=$(mktemp)
 export LOCKSTEP_EXIT
 trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
 # torchrun, without its traceback where that tells nothing: a signal, bad input, stopped and saved.
+# Some send a signal to every process of a job: torchrun hears it once more from the trap below, and
+# a second one would make it leave before its ranks have saved.
 main='
-import os, sys
-from torch.distributed.elastic.multiprocessing import SignalException
+import os, signal, sys
+from torch.distributed.elastic.multiprocessing import SignalException, api
 from torch.distributed.run import main
+heard = api._terminate_process_handler
+def once(number, frame):
+    for other in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
+        signal.signal(getattr(signal, other), signal.SIG_IGN)
+    heard(number, frame)
+api._terminate_process_handler = once
 try:
     main()
 except SignalException:

@@ -258,6 +258,7 @@ def train(plan: Plan, place: Place) -> None:
     watch.mark("save")
     rank0_only(recorder.close)()
     on_rank0(saver.close)
+    watch.mark("end")
 
 
 def scores(

@@ -64,7 +64,7 @@ def _connect() -> TCPStore:
     port = int(os.environ["MASTER_PORT"])
     host = os.environ["MASTER_ADDR"]
     return TCPStore(
-        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
     )
 
 

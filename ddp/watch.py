@@ -113,12 +113,16 @@ class Watch:
 
     def _suspect(self, late: list[Standing]) -> None:
         self._patient_until = time.monotonic() + 2 * _ANSWERS_S
-        if self._mail is None:  # alone, or before the ranks met
-            guilty = [Answer(s, self.host, -1, self._stack()) for s in late if s.rank == self.rank]
-            if guilty:
-                self._end(self._verdict(guilty, frozen=False))
+        # Alone, or cut off from the others, whose store then answers nothing for ever.
+        myself = [Answer(s, self.host, -1, self._stack()) for s in late if s.rank == self.rank]
+        cut_off = threading.Timer(3 * _ANSWERS_S, self._end_myself, [myself])
+        cut_off.daemon = True
+        cut_off.start()
+        turn = 0 if self._mail is None else self._mail.count("judges")
+        if self._mail is None or turn == 0:
+            self._end_myself(myself)
             return
-        if self._mail.count("judges") == 1:
+        if turn == 1:
             answers, silent = self._ask()
             guilty = blame(answers, silent, self._limit)
             if guilty:
@@ -128,6 +132,11 @@ class Watch:
                 left = min(self._limit(a.standing.phase) - a.standing.silent_s for a in answers)
                 self._patient_until = time.monotonic() + max(0.5, left)
         self._mail.count("judges", by=-1)
+        cut_off.cancel()
+
+    def _end_myself(self, myself: list[Answer]) -> None:
+        if myself:
+            self._end(self._verdict(myself, frozen=False))
 
     def _verdict(self, guilty: list[Answer], *, frozen: bool) -> Letter:
         ranks = [one.standing.rank for one in guilty]
@@ -205,7 +214,7 @@ class Watch:
             return
         line, guilty = verdict["line"], self.rank in verdict["culprits"]
         judged = verdict.get("judge") == self.rank
-        if not guilty and not judged:
+        if verdict["code"] and not guilty and not judged:
             _say(f"[rank {self.rank}] ends: {line}")
         code = self._on_end(verdict["code"], line)
         self._board.mark(left=True)
@@ -230,16 +239,17 @@ class Watch:
                     os.kill(pid, number)
             time.sleep(wait_s)
 
-    def fail(self, code: int, reason: str) -> None:
-        """Tell all ranks that this one ends, and why; then the caller ends it."""
+    def fail(self, code: int, reason: str) -> str:
+        """Tell all ranks that this one ends, and why; then the caller ends it. Returns the line."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)  # a verdict is being carried out, and ends the process
         mine = self._answer().standing
         self._board.mark(left=True)
+        line = one_line([(mine, self.host)], "failed") + f": {reason}"
         if self._mail is not None:
-            line = one_line([(mine, self.host)], "failed") + f": {reason}"
             others = [rank for rank in range(self.world_size) if rank != self.rank]
             self._mail.send(others, {"code": code, "line": line, "culprits": [self.rank]})
+        return line
 
     def await_verdict(self, seconds: float) -> None:
         """Wait for the reason why another rank is gone; does not return when one comes."""
@@ -305,10 +315,9 @@ def met() -> None:
         _watch.mark("start")
 
 
-def fail(code: int, reason: str) -> None:
-    """Tell all ranks that this one ends now, and why."""
-    if _watch is not None:
-        _watch.fail(code, reason)
+def fail(code: int, reason: str) -> str:
+    """Tell all ranks that this one ends now, and why; the line that they are told."""
+    return reason if _watch is None else _watch.fail(code, reason)
 
 
 def leave_quietly() -> None:

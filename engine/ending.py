@@ -48,13 +48,18 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 def _ended_early(request: SystemExit) -> int:
     code = request.code if isinstance(request.code, int) else int(request.code is not None)
     reason = f"sys.exit({request.code!r})"
-    watch.fail(code, reason)
+    if code:
+        log.error("ended by %s", watch.fail(code, reason))
+    else:  # after --help all ranks are done; anywhere else they cannot go on without this one
+        watch.fail(int(not {"-h", "--help"} & set(sys.argv)), reason)
     return record_end(code, reason)
 
 
 def _failed(error: Exception) -> int:
     code, reason = _code(error), _reason(error)
     if isinstance(error, TOGETHER):
+        if isinstance(error, Rank0Failed) and code == 1:
+            watch.await_verdict(2.0)  # rank 0's letter says more, and the launcher must blame it
         watch.leave_quietly()
     elif is_peer_loss(error):
         watch.await_verdict()  # who is gone, and why, says more than that the line is dead
