@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from checkpoint.state import capture
-from checkpoint.store import Store
 from configs.command import parse
 from configs.load import to_plain
 from configs.schema import Config
@@ -36,7 +35,7 @@ from ddp.wrap import agreement, require_devices, wrap
 from engine.average import Average
 from engine.cursor import resumed
 from engine.ending import end, exit_recorded
-from engine.environment import environment, make_deterministic, started_with
+from engine.environment import differences, environment, make_deterministic, started_with
 from engine.evaluate import Evaluation, evaluate
 from engine.exact import forward_cap, require_exact, require_own_statistics
 from engine.flops import utilisation_base
@@ -101,7 +100,8 @@ def require_fresh(config: Config) -> None:
 def network(plan: Plan, dataset: Dataset) -> nn.Module:
     """The network on the CPU: rank 0's holds its first weights, the others' NaN."""
     config = plan.config
-    model = build_model(
+    model = on_every_rank(
+        build_model,
         find_builder(config.model.name),
         len(dataset.classes),
         dataset.channels,
@@ -110,7 +110,8 @@ def network(plan: Plan, dataset: Dataset) -> nn.Module:
     )
     on_rank0(fill, model, plan, dataset.classes)
     if config.model.freeze:
-        log.info(freeze(model, config.model.freeze))
+        log.info(on_every_rank(freeze, model, config.model.freeze))
+    on_every_rank(require_own_statistics, config, model)
     return model
 
 
@@ -159,7 +160,6 @@ def train(plan: Plan, place: Place) -> None:
 
     # One weight: a file into rank 0's network, the broadcast into every rank's, the optimizer.
     model = network(plan, train_data).to(device)
-    require_own_statistics(config, model)
     ddp_model = wrapped(model, config)
     log.info(agreement(model))
     optimizer = build_optimizer(model, config.optim)
@@ -186,9 +186,11 @@ def train(plan: Plan, place: Place) -> None:
     # What is told and written, by rank 0 alone.
     votes = Votes()
     votes.listen()
-    saver = Saver(rank0_only(Store)(plan.path, config.save.keep), config.save, votes)
+    store = plan.folder.store(config.save.keep) if plan.folder else None
+    saver = Saver(store, config.save, votes)
     recorder = Recorder(plan.path, config.log, train_data.classes, partial(pictures, held_out))
-    record_row, record_evaluation = rank0_only(recorder.row), rank0_only(recorder.evaluation)
+    record_row = rank0_only(saver.guarded(recorder.row))
+    record_evaluation = rank0_only(saver.guarded(recorder.evaluation))
     progress = Progress(total_steps, cursor.step, shown=is_rank0())
     meter = Meter(settings, config.faults.max_skipped_steps, cursor.meter, carries=is_rank0())
     batches = meter.counting(batches)
@@ -199,6 +201,9 @@ def train(plan: Plan, place: Place) -> None:
         "config": to_plain(config),
         "environment": environment(place.world_size, device),
     }
+    if plan.saved:
+        for warning in differences(plan.saved["environment"], about["environment"], config.train):
+            log.warning(warning)
     row: dict[str, Any] = dict(plan.saved.get("metrics", {}))
     start = {
         "step": cursor.step,
@@ -210,7 +215,7 @@ def train(plan: Plan, place: Place) -> None:
     rank0_only(recorder.begin)(start, first_batch, as_seen(first_batch, train_data))
     del first_batch  # the steps need its memory
 
-    with closing(batches), closing(progress):
+    with closing(batches), closing(progress), closing(recorder):
         while cursor.step < total_steps or cursor.owes_evaluation:
             if not cursor.owes_evaluation:
                 rate = rate_at(cursor.step)
@@ -256,7 +261,6 @@ def train(plan: Plan, place: Place) -> None:
             meter.restart_clock()
     votes.close()
     watch.mark("save")
-    rank0_only(recorder.close)()
     on_rank0(saver.close)
     watch.mark("end")
 

@@ -176,8 +176,9 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
         raise BadInput(f"run folder {path}: {error.strerror} (run.dir, run.name)") from error
     if resume == "none" and _started(path):
         lock.release()
-        raise BadInput(f"{path} holds an unfinished run: go on with `--resume auto`, or give this "
-                       "run another run.name")  # fmt: skip
+        go_on = "--resume auto" + (f" run.name={path.name}" if path.name != name else "")
+        raise BadInput(f"{path} holds an unfinished run: go on with `{go_on}`, or give this run "
+                       "another run.name")  # fmt: skip
     return RunFolder(path, _exit_code(path) == 0, lock, fork_writer(lock.descriptor))
 
 

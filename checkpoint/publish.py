@@ -26,7 +26,8 @@ from utils.errors import BadInput
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
 # The temporary names of this package, and those of the small files that are written atomically.
 _TEMPORARY = re.compile(
-    r"\.((step-\d{8,}|last|best)\.pt|\.written\.json|config\.yaml|metrics\.jsonl|exit)\..+\.tmp"
+    r"\.((step-\d{8,}|last|best)\.pt|\.written\.json|config\.yaml|metrics\.jsonl|exit"
+    r"|load_report\.json|samples\.npz|evaluation\.npz)\..+\.tmp"
 )
 _LEDGER = ".written.json"
 _BUFFER = 1 << 18

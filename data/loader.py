@@ -183,6 +183,7 @@ def _copied(batch: Batch, device: torch.device) -> Batch:
 def _one_ahead(ready: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
     """Each item, while the next one is copied and transformed on a stream beside the caller's."""
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside.wait_stream(torch.cuda.current_stream(device))  # which makes the transform's constants
 
     def begin() -> tuple[MicroBatch | None, torch.cuda.Event]:
         with torch.cuda.stream(beside):

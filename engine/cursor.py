@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from utils.errors import BadInput
+
 
 @dataclass
 class Cursor:
@@ -26,8 +28,10 @@ class Cursor:
             into == 0 and self.epoch % eval_every == 0
         )
 
-    def improve(self, value: float, higher_is_better: bool) -> bool:
+    def improve(self, value: float | None, higher_is_better: bool) -> bool:
         """Whether `value` is better than any before it (a tie is not); remembers it if so."""
+        if value is None:
+            return False
         sign = 1 if higher_is_better else -1
         if self.best is not None and sign * value <= sign * self.best:
             return False
@@ -40,16 +44,17 @@ class Cursor:
 
 
 def resumed(saved: dict[str, Any], steps_per_epoch: int) -> Cursor:
-    """The cursor of a checkpoint under today's batch size and dataset.
+    """The cursor of a checkpoint; BadInput when its steps are of another length.
 
-    With another number of steps an epoch, the same share of the epoch counts as done.
+    Learning rate, order and file names count in steps: with another number of them in an epoch a
+    run would be neither the old one nor a new one.
     """
     cursor = Cursor(**saved)
-    if not cursor.steps_per_epoch or cursor.steps_per_epoch == steps_per_epoch:
-        cursor.steps_per_epoch = steps_per_epoch
-        return cursor
-    done = cursor.step % cursor.steps_per_epoch / cursor.steps_per_epoch
-    cursor.step = cursor.epoch * steps_per_epoch + int(done * steps_per_epoch)
-    cursor.owes_evaluation = False
+    if cursor.steps_per_epoch not in (0, steps_per_epoch):
+        raise BadInput(
+            f"the checkpoint's epochs have {cursor.steps_per_epoch} steps, this run's have "
+            f"{steps_per_epoch}: train.global_batch or the training set is another; start a new "
+            "run from it with model.weights=FILE and another run.name"
+        )
     cursor.steps_per_epoch = steps_per_epoch
     return cursor

@@ -104,7 +104,7 @@ def record_end(code: int, reason: str, *, is_final: bool = False) -> int:
     A launcher restarts what ends with anything but 0. Under launch.sh, which is told the true code
     beside, a process ends with 0 when starting it again would end in the same way.
     """
-    if code == 1:
+    if code != 0:
         for folder in _claimed:
             with suppress(OSError):
                 folder.finish(code, reason)

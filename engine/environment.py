@@ -12,7 +12,7 @@ import torch
 
 from configs.command import parse
 from configs.load import load, to_plain
-from configs.schema import Config
+from configs.schema import Config, Train
 
 PARTS = ("checkpoint", "configs", "data", "ddp", "engine", "models", "tasks", "utils")
 
@@ -69,13 +69,14 @@ def _commit() -> str:
 BITS_DEPEND_ON = ("torch", "world_size", "threads", "device")
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed since the checkpoint that can change the bits, for a person."""
-    return [
-        f"{key} {saved[key]} -> {now[key]}"
-        for key in BITS_DEPEND_ON
-        if key in saved and saved[key] != now[key]
-    ]
+def differences(saved: dict[str, Any], now: dict[str, Any], train: Train) -> list[str]:
+    """Why this run may not end in the bits that the checkpoint's would have, a line each."""
+    other = [key for key in BITS_DEPEND_ON if saved.get(key) != now[key]]
+    changed = "; ".join(f"{key} {saved.get(key)} -> {now[key]}" for key in other)
+    lines = [f"equal bits are not promised: {changed}"] if changed else []
+    if now["device"].startswith("cuda") and not train.deterministic:
+        lines.append("equal bits are not promised on a GPU without train.deterministic=true")
+    return lines
 
 
 def make_deterministic(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Every sample counted exactly once, on any number of ranks."""
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import partial, reduce
@@ -16,6 +17,7 @@ from ddp.collectives import (
     group_device,
     sum_over_ranks,
 )
+from utils.errors import BadInput
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
@@ -32,7 +34,7 @@ class Measures(Protocol):
 class Evaluation(NamedTuple):
     """Metrics of a whole dataset, and the integer sums (on the CPU) that they come from."""
 
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]  # None: not a finite number
     sums: Sums
 
 
@@ -59,7 +61,8 @@ def evaluate(
     for module in training:
         module.training = True
     total = _add_over_ranks(sums)
-    return Evaluation(task.summarise(total), total)
+    metrics = task.summarise(total).items()
+    return Evaluation({name: v if math.isfinite(v) else None for name, v in metrics}, total)
 
 
 def _added(name: str, one: Tensor, other: Tensor) -> Tensor:
@@ -81,6 +84,8 @@ def _add_over_ranks(sums: Sums) -> Sums:
     """
     described = {name: list(value.shape) for name, value in sums.items()}
     layout: dict[str, list[int]] = json.loads(broadcast_bytes(json.dumps(described).encode()))
+    if not layout:
+        raise BadInput("nothing of the held-out data could be read: look at the files named above")
     device = group_device()
     here = {
         name: sums[name].to(device, torch.int64)

@@ -100,7 +100,7 @@ def exact(
     buffers = list(model.buffers())
     at_start = after_first = [buffer.clone() for buffer in buffers]
     pieces, count, total = counted(task, batches, settings)
-    scale = torch.as_tensor(1 / total, device=settings.device)
+    scale = torch.full((), 1.0, dtype=torch.float32, device=settings.device) / total
     losses = []
     tree = TreeSum()
     for number in range(len(settings.micro_batches)):

@@ -87,7 +87,8 @@ def averaged(
     All but the last run under `no_sync`. The average is undone in the factor.
     """
     pieces, count, total = counted(task, batches, settings)
-    scale = torch.as_tensor(settings.world_size / total, device=settings.device)
+    # Filled on the device: a number copied there would make the host wait for the device.
+    scale = torch.full((), settings.world_size, dtype=torch.float32, device=settings.device) / total
     losses = []
     last = len(settings.micro_batches) - 1
     for number in range(last + 1):

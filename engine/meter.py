@@ -13,7 +13,7 @@ from ddp.collectives import sum_over_ranks
 from engine.cursor import Cursor
 from engine.gradient import MicroBatch, StepSettings
 from engine.verdict import Verdicts
-from utils.fixed import BROKEN, from_fixed, to_fixed
+from utils.fixed import from_fixed, to_fixed, without_broken
 
 Row = dict[str, Any]
 
@@ -69,12 +69,11 @@ class Meter:
         """Add what is held to the sums: once for many steps, as each operation costs some us."""
         if not self._losses:
             return
-        units = to_fixed(torch.stack(self._losses))
-        broken = units == BROKEN
-        self._sums[0] += units.masked_fill(broken, 0).sum()
+        units, broken = without_broken(to_fixed(torch.stack(self._losses)))
+        self._sums[0] += units.sum()
         self._sums[1] += sum(self._counts)
         self._sums[2] += self._bad_images
-        self._sums[3] += broken.sum()
+        self._sums[3] += broken
         self._losses, self._counts, self._bad_images = [], [], 0
 
     def restart_clock(self) -> None:
@@ -91,9 +90,9 @@ class Meter:
         if self._norms:
             steps, norms = zip(*self._norms, strict=True)
             values = torch.stack(norms).tolist()
-            self._verdicts.judge_loss(broken, steps[-1] + 1)
             for step, norm in zip(steps, values, strict=True):
                 self._verdicts.judge(step, norm)
+            self._verdicts.judge_loss(broken, steps[-1] + 1)
             self._norm, self._norms = values[-1] if math.isfinite(values[-1]) else None, []
         sums = {"loss": loss, "count": count, "bad_images": bad_images}
         return {**sums, "norm": self._norm, **self._verdicts.counts()}

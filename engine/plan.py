@@ -36,12 +36,6 @@ class Plan(NamedTuple):
     saved: Mapping[str, Any] = {}  # the checkpoint, weights in float32
     scaler: Mapping[str, Any] | None = None  # the checkpoint's loss scale, known to every rank
 
-    @property
-    def optimizer_state(self) -> Mapping[str, Any] | None:
-        """The checkpoint's optimizer state, where there is one."""
-        state: Mapping[str, Any] | None = self.saved.get("optimizer")
-        return state
-
 
 def settle(
     command: Command, require: Callable[[Config], None], require_fresh: Callable[[Config], None]
@@ -85,6 +79,8 @@ def settle(
 def _resume_file(
     file: Path, overrides: tuple[str, ...], require: Callable[[Config], None], restarted: bool
 ) -> Plan:
+    if restarted and not file.is_file():  # retention may have deleted it since the first start
+        file = file.with_name("last.pt")
     try:
         saved = load(file)
     except BadInput as error:
@@ -115,11 +111,18 @@ def _alternative(file: Path) -> str:
 
 def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str, Any]) -> Plan:
     cursor = saved.get("cursor", {})
+    sizes = [c["train"]["global_batch"] for c in (saved.get("config"), to_plain(config)) if c]
+    if len(set(sizes)) > 1:
+        raise BadInput(
+            f"train.global_batch was {sizes[0]} and is {sizes[1]}: steps are counted in it, so this "
+            "is another run; start it with model.weights=FILE and another run.name"
+        )
     done = saved and cursor["epoch"] >= config.train.epochs
     if done and not cursor.get("owes_evaluation"):  # an evaluation that a signal cut short
         log.info(
             "%s is already finished: it has its train.epochs=%d", folder.path, config.train.epochs
         )
+        folder.finish(0, "finished")
         folder.release()
         return Plan("nothing", config, folder.path, {})
     for name in folder.rewind(cursor.get("step", 0)):

@@ -89,9 +89,9 @@ class Progress:
             self._bar.close()
 
 
-def told(scores: dict[str, float]) -> str:
+def told(scores: dict[str, float | None]) -> str:
     """`accuracy 0.9861, loss 0.0512`."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    return ", ".join(f"{k} {'not finite' if v is None else f'{v:.4f}'}" for k, v in scores.items())
 
 
 def duration(seconds: float) -> str:

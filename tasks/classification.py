@@ -1,6 +1,7 @@
 """One label an image: cross-entropy, and how many were right."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from configs.schema import Task as Options
 from tasks.scores import class_metrics, class_sums
-from utils.fixed import from_fixed, to_fixed
+from utils.fixed import from_fixed, to_fixed, without_broken
 
 
 class Classification:
@@ -53,19 +54,22 @@ class Classification:
         return cross_entropy(logits, label, reduction="none", label_smoothing=self._smoothing)
 
     def measure(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """int64 sums: `images` (), `loss` () in units of 2**-32, and those of `class_sums`."""
+        """int64 sums: `images` (), `loss` () in units of 2**-32, `broken` () batches whose loss is
+        not finite, and those of `class_sums`."""
         logits = model(batch["image"]).float()
         label = batch["label"]
+        loss, broken = without_broken(to_fixed(cross_entropy(logits, label, reduction="sum")))
         return {
             "images": torch.tensor(len(label), device=label.device),
-            "loss": to_fixed(cross_entropy(logits, label, reduction="sum")),
+            "loss": loss,
+            "broken": broken,
             **class_sums(logits, batch),
         }
 
     def summarise(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Mean cross-entropy in nats, and the shares in [0, 1] of `class_metrics`."""
         scores = class_metrics(sums)
-        loss = from_fixed(int(sums["loss"])) / int(sums["images"])
+        loss = from_fixed(int(sums["loss"])) / int(sums["images"]) if not sums["broken"] else inf
         return {"accuracy": scores.pop("accuracy"), "loss": loss, **scores}
 
 

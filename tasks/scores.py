@@ -14,6 +14,7 @@ Sums = dict[str, Tensor]
 BINS = 15  # of confidence, equally wide; a confidence of exactly 1 has a bin of its own
 LARGEST_MATRIX = 1000  # classes of which a confusion matrix is kept
 WORST = 32
+_WORST_LOSS = 2.0**28  # stands for one that is not finite
 
 
 def class_sums(logits: Tensor, batch: dict[str, Tensor]) -> Sums:
@@ -26,8 +27,8 @@ def class_sums(logits: Tensor, batch: dict[str, Tensor]) -> Sums:
     label, classes = batch["label"], logits.shape[1]
     log_chance = logits.log_softmax(dim=1)
     predicted = logits.argmax(dim=1)
-    right = predicted == label
-    confidence = log_chance.gather(1, predicted[:, None])[:, 0].exp()
+    confidence = log_chance.gather(1, predicted[:, None])[:, 0].exp().nan_to_num(0.0)
+    right = (predicted == label) & (confidence > 0)  # NaN logits predict nothing
     nearest = logits.topk(min(5, classes), dim=1).indices
     counts = (label, predicted, label[right])
     sums = {
@@ -56,7 +57,7 @@ def mistakes(
     """The wrong predictions of highest loss, int64 (WORST, 5): loss, sample, truth, prediction,
     confidence, with loss and confidence in units of 2**-32; all -1 where there are fewer."""
     label = batch["label"]
-    loss = -log_chance.gather(1, label[:, None])[:, 0]
+    loss = -log_chance.gather(1, label[:, None])[:, 0].nan_to_num(-_WORST_LOSS, neginf=-_WORST_LOSS)
     columns = (to_fixed(loss), batch["sample"], label, predicted, to_fixed(confidence))
     rows = torch.stack([column.to(label.device) for column in columns], dim=1)
     # A fixed shape without waiting for the device: right predictions become empty rows.

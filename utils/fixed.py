@@ -20,6 +20,12 @@ def to_fixed(value: Tensor) -> Tensor:
     return torch.where(units.isfinite(), units, BROKEN).to(torch.int64)
 
 
+def without_broken(units: Tensor) -> tuple[Tensor, Tensor]:
+    """(`units` with 0 where they are BROKEN, how many are), int64: both may be added up."""
+    broken = units == BROKEN
+    return units.masked_fill(broken, 0), broken.sum()
+
+
 def from_fixed(units: int) -> float:
     """The real number of `units` times 2**-32."""
     return units / _UNIT
