@@ -57,7 +57,7 @@ def on_every_rank(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 
 
 def _shared(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `function`; where rank 0 failed the other ranks raise that, else each its own failure."""
+    """Call `function`; where rank 0 failed the other ranks raise that, else each its own."""
     failure: Exception | None = None
     try:
         result = function(*args, **kwargs)

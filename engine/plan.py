@@ -114,8 +114,8 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
     sizes = [c["train"]["global_batch"] for c in (saved.get("config"), to_plain(config)) if c]
     if len(set(sizes)) > 1:
         raise BadInput(
-            f"train.global_batch was {sizes[0]} and is {sizes[1]}: steps are counted in it, so this "
-            "is another run; start it with model.weights=FILE and another run.name"
+            f"train.global_batch was {sizes[0]} and is {sizes[1]}: steps are counted in it, so "
+            "this is another run; start it with model.weights=FILE and another run.name"
         )
     done = saved and cursor["epoch"] >= config.train.epochs
     if done and not cursor.get("owes_evaluation"):  # an evaluation that a signal cut short
