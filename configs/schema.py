@@ -170,8 +170,8 @@ class Train(Section):
     )
     channels_last: bool = Field(
         default=True,
-        description="lay images out as N, H, W, C in memory: convolutions are faster, on a GPU with "
-        "tensor cores; false where one runs in plain fp32",
+        description="lay images out as N, H, W, C in memory: convolutions are faster, on a GPU "
+        "with tensor cores; false where one runs in plain fp32",
     )
     compile: bool = Field(default=False, description="run the model through torch.compile")
     deterministic: bool = Field(
