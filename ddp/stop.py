@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # Seconds from one question to the next: short beside the time that a signal leaves to save, long
 # beside what asking costs.
-_ASK_EVERY_S = 0.25
+_ASK_EVERY_S = 0.5
 MOST_BOUNDARIES = 64  # from one question to the next, lest a run that turns slow does not answer
 
 

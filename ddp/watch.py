@@ -214,7 +214,9 @@ class Watch:
             return
         line, guilty = verdict["line"], self.rank in verdict["culprits"]
         judged = verdict.get("judge") == self.rank
-        if verdict["code"] and not guilty and not judged:
+        if judged:  # at once: the launcher ends everybody when the first one ends
+            _say(verdict["report"])
+        elif verdict["code"] and not guilty:
             _say(f"[rank {self.rank}] ends: {line}")
         code = self._on_end(verdict["code"], line)
         self._board.mark(left=True)
@@ -224,9 +226,7 @@ class Watch:
             with suppress(OSError):
                 get_error_handler().record_exception(Hang(line))
         if not guilty:
-            time.sleep(_OTHERS_WAIT_S + 0.2 * judged)
-        if judged:
-            _say(verdict["report"])
+            time.sleep(_OTHERS_WAIT_S)
         os._exit(code)
 
     def _kill(self, ranks: list[int]) -> None:
