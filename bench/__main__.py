@@ -9,7 +9,6 @@ growth      one rank of 8, 1,024 and 65,536
 pipeline    whole training pipelines beside a careful loop that augments by PIL
 checkpoint  how long a save holds up the loop
 watching    what the report, the metrics and the rows cost a run
-loading     memory and time of taking in a weights file
 table       the newest results, written into docs/performance.md
 """
 
