@@ -257,7 +257,7 @@ def train(plan: Plan, place: Place) -> None:
                 saver.save(content, best=is_best)
             if votes.wishes.stops:
                 on_rank0(saver.close)
-                votes.wishes.obey(cursor.step)
+                votes.wishes.obey(cursor.step, plan.path)
             meter.restart_clock()
     votes.close()
     watch.mark("save")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -46,13 +47,15 @@ class Wishes:
         """Whether the run is to end."""
         return bool(self.signal or self.failed)
 
-    def obey(self, step: int) -> None:
+    def obey(self, step: int, folder: Path) -> None:
         """Raise Stopped for a signal, SaveStopped for a failure, after `step`; on all ranks."""
         if self.failed:
             raise SaveStopped(f"stopped after step {step}: a checkpoint could not be saved")
         if self.signal:
             name = signal.Signals(self.signal).name
-            raise Stopped(f"stopped by {name} after step {step}; --resume auto goes on from there")
+            raise Stopped(
+                f"stopped by {name} after step {step}; --resume {folder / 'last.pt'} goes on"
+            )
 
 
 class Votes:

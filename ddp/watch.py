@@ -32,6 +32,7 @@ from ddp.mail import Letter, Mail, has_launcher_store
 T = TypeVar("T")
 
 START_TIMEOUT_S = 1800.0  # until the configuration is known
+_BAD_INPUT = 2  # bad input: one message, by the rank that found it
 _ANSWERS_S = 2.0  # a living process on a crowded machine answers within this
 _TOLD_EVERY_S = 15.0  # how often a rank leaves its place where other hosts find it
 _OTHERS_WAIT_S = 0.6  # the launcher blames the process that ends first
@@ -216,7 +217,7 @@ class Watch:
         judged = verdict.get("judge") == self.rank
         if judged:  # at once: the launcher ends everybody when the first one ends
             _say(verdict["report"])
-        elif verdict["code"] and not guilty:
+        elif verdict["code"] not in (0, _BAD_INPUT) and not guilty:
             _say(f"[rank {self.rank}] ends: {line}")
         code = self._on_end(verdict["code"], line)
         self._board.mark(left=True)

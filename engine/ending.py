@@ -42,7 +42,7 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return _out(_ended_early(request))
     except Exception as error:
         return _out(_failed(error))
-    return record_end(0, "finished")
+    return _out(record_end(0, "finished"))
 
 
 def _ended_early(request: SystemExit) -> int:
@@ -74,7 +74,11 @@ def _failed(error: Exception) -> int:
 
 
 def _out(code: int) -> int:
-    """`code`, to a process that was started alone; one of several ends here."""
+    """`code`, to a process that was started alone; one of several ends here.
+
+    Not by way of the interpreter's teardown: threads of torch and of the store that are still about
+    there can abort a process whose run is complete.
+    """
     if promised_world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -120,7 +120,10 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
     done = saved and cursor["epoch"] >= config.train.epochs
     if done and not cursor.get("owes_evaluation"):  # an evaluation that a signal cut short
         log.info(
-            "%s is already finished: it has its train.epochs=%d", folder.path, config.train.epochs
+            "%s is already finished: %d epochs are done, train.epochs=%d are asked for",
+            folder.path,
+            cursor["epoch"],
+            config.train.epochs,
         )
         folder.finish(0, "finished")
         folder.release()
