@@ -75,6 +75,8 @@ class Launch:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # What nohup ignores, a shell cannot trap: as a terminal starts it.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def __call__(self, *arguments: str, **env: str) -> tuple[int, str]:
