@@ -24,11 +24,8 @@ from utils.durable import sync_folder, write_atomic
 from utils.errors import BadInput
 
 STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
-# The temporary names of this package, and those of the small files that are written atomically.
-_TEMPORARY = re.compile(
-    r"\.((step-\d{8,}|last|best)\.pt|\.written\.json|config\.yaml|metrics\.jsonl|exit"
-    r"|load_report\.json|samples\.npz|evaluation\.npz)\..+\.tmp"
-)
+# The temporary names of this file, and those of `utils.durable.write_atomic` (`.NAME.PID.tmp`).
+_TEMPORARY = re.compile(r"\.((step-\d{8,}|last|best)\.pt\..+|.+\.\d+)\.tmp")
 _LEDGER = ".written.json"
 _BUFFER = 1 << 18
 _LARGEST_WRITE = 1 << 30  # Linux writes 2 GB at most at a time

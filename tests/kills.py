@@ -53,7 +53,8 @@ class Campaign:
         self.outside += not inside
         run(world_size, *RESUMED, *arguments)
         assert_same_bits(outcome(path), self.expected[world_size], f"trial {number}")
-        assert [p.name for p in path.iterdir() if p.name.endswith(".tmp")] == []
+        left = [file.name for file in path.rglob("*.tmp")]
+        assert left == [], f"trial {number} left {left}"
         assert len(step_files(path)) >= 2
 
     def _unbroken(self, world_size: int) -> None:

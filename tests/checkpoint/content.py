@@ -68,7 +68,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def temporaries(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(".tmp"))
 
 
 def put(folder: Path, step: int, *, best: bool = False, keep: int = 2, seed: int = 0) -> Path:

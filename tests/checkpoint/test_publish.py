@@ -199,6 +199,22 @@ def test_an_intact_copy_in_last_counts_when_its_step_file_is_damaged(tmp_path: P
     assert found is not None and found.path.name == "last.pt"
 
 
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    left = [
+        ".step-00000002.pt.host.12.0a1b2c3d.tmp",
+        ".last.pt.host.12.0a1b2c3d.tmp",
+        "..written.json.12.tmp",
+        ".metrics.jsonl.12.tmp",
+        ".report.html.12.tmp",
+    ]
+    for name in [*left, "notes.tmp", ".mine.tmp", ".step-00000002.pt"]:
+        (tmp_path / name).touch()
+    assert sorted(publish.clear_temporaries(tmp_path)) == sorted(left)
+    assert temporaries(tmp_path) == [".mine.tmp", "notes.tmp"]
+    assert names(tmp_path) == [".step-00000002.pt", "last.pt", "step-00000001.pt"]
+
+
 def test_a_slice_of_something_large_is_saved_alone(tmp_path: Path) -> None:
     large = content(1)
     large["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1000, 1000)[3:5, ::2]
