@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ def run(argv: Sequence[str]) -> None:
                 walls[way].append(wall)
     for way in WAYS:
         print(f"{way:12} peak {spread(peaks[way]).told(' MiB')}, {spread(walls[way]).told(' s')}")
-    record("loading", {"ranks": given.ranks, "file_mib": size, "peak_mib": peaks, "wall_s": walls})
+    found = {f"{way}_peak_mib": asdict(spread(peaks[way])) for way in WAYS}
+    found |= {f"{way}_s": asdict(spread(walls[way])) for way in WAYS}
+    record("loading", {"ranks": given.ranks, "file_mib": round(size), **found})
 
 
 def _write(file: Path, layers: int) -> None:
