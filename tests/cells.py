@@ -35,8 +35,9 @@ def verdict(fault: Fault, ended: Ended) -> list[str]:
     # A worker is missed when its batch is: before the step that the fault happened in, or after.
     elif said[2] != fault.phase and fault.kind != "worker":
         wrong.append(f"said to be in {said[2]}")
-    # An error with a cause is one traceback in two parts.
-    tracebacks = ended.said.count("Traceback (most") - ended.said.count("the direct cause of")
+    # An error with a cause is one traceback in several parts.
+    parts = ended.said.count("the direct cause of") + ended.said.count("During handling of the")
+    tracebacks = ended.said.count("Traceback (most") - parts
     if tracebacks != (fault.kind in ("raise", "memory", "worker")):
         wrong.append(f"{tracebacks} tracebacks")
     if fault.kind == "sleep" and "time.sleep(1000)" not in ended.said:
