@@ -47,13 +47,20 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=timeout_s),
-        rank=rank if alone else -1,
-        world_size=world_size if alone else -1,
-        store=HashStore() if alone else None,  # no port is opened for one process
+        rank=rank,
+        world_size=world_size,
+        store=HashStore() if alone else _store(timeout_s),  # no port is opened for one process
         device_id=device if on_gpu else None,
     )
     watch.met()
     return Place(rank, local_rank, world_size, device)
+
+
+def _store(timeout_s: float) -> dist.Store:
+    """The launcher's store, with keys of this start alone: torchrun's outlives a restart on one
+    host, and a quick rank would find the address that its peer had before."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _device(local_rank: int) -> torch.device:
