@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ddp import watch
 from utils.errors import BadInput
@@ -56,11 +57,11 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     return Place(rank, local_rank, world_size, device)
 
 
-def _store(timeout_s: float) -> dist.Store:
+def _store(timeout_s: float) -> Store:
     """The launcher's store, with keys of this start alone: torchrun's outlives a restart on one
     host, and a quick rank would find the address that its peer had before."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    return dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _device(local_rank: int) -> torch.device:
