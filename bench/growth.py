@@ -24,7 +24,7 @@ STEPS, A_RANK = 40, 4
 PHASES = (
     "receive",
     "network",
-    "wrapped",
+    "wrap",
     "agreement",
     "receive_optimizer_state",
     "warm_up",

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from functools import partial, reduce
 from typing import NamedTuple, Protocol
@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ddp import watch
 from ddp.collectives import (
     broadcast_bytes,
     broadcast_from_rank0,
@@ -17,6 +18,8 @@ from ddp.collectives import (
     group_device,
     sum_over_ranks,
 )
+from ddp.stop import Votes
+from engine.gradient import StepSettings, mixed_precision
 from utils.errors import BadInput
 
 Batch = dict[str, Tensor]
@@ -36,6 +39,25 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float | None]  # None: not a finite number
     sums: Sums
+
+
+class HeldOut(Protocol):
+    """Where an evaluation's batches come from (see data/feed.py)."""
+
+    @property
+    def common_batches(self) -> int: ...
+
+    def evaluation(self) -> Generator[Batch]: ...
+
+
+def scores(
+    model: nn.Module, task: Measures, feed: HeldOut, settings: StepSettings, votes: Votes
+) -> Evaluation | None:
+    """The metrics of `model` on the held-out data; None when a wish to stop cut them short."""
+    batches = watch.marked(feed.evaluation(), "evaluation", "evaluation")
+    batches = votes.between(batches, feed.common_batches)
+    found = evaluate(model, task, batches, mixed_precision(settings))
+    return None if votes.wishes.stops else found
 
 
 def evaluate(
