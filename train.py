@@ -29,7 +29,7 @@ from ddp import watch
 from ddp.agree import require_same
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
-from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only
+from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only, stands_for_rank0
 from ddp.stop import Votes
 from ddp.wrap import agreement, require_devices, wrap
 from engine.average import Average
@@ -47,6 +47,7 @@ from engine.pace import Pace
 from engine.plan import Plan, receive, settle
 from engine.progress import Progress, open_console, open_log_file, told
 from engine.recorder import Recorder, require_board
+from engine.rehearsal import Rehearsal, rehearsed
 from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
@@ -77,6 +78,9 @@ def run(argv: Sequence[str]) -> None:
             train(plan, place)
     elif plan.verb == "evaluate":
         score(plan, place)
+    elif plan.verb == "rehearse":
+        with rehearsed(plan, place) as (short, rehearsal):
+            train(short, place, rehearsal)
     leave()
 
 
@@ -106,7 +110,7 @@ def network(plan: Plan, dataset: Dataset) -> nn.Module:
         len(dataset.classes),
         dataset.channels,
         seed=config.seed,
-        initialise=is_rank0(),
+        initialise=stands_for_rank0(),
     )
     on_rank0(fill, model, plan, dataset.classes)
     if config.model.freeze:
@@ -144,7 +148,7 @@ def materials(config: Config) -> tuple[Dataset, Dataset, Task, TrainOrder]:
     return train_data, val_data, task, order
 
 
-def train(plan: Plan, place: Place) -> None:
+def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     """From the first step, or from a checkpoint's cursor, to the last epoch."""
     config, device, ranks = plan.config, place.device, (place.rank, place.world_size)
     train_data, val_data, task, order = on_every_rank(materials, config)
@@ -191,9 +195,11 @@ def train(plan: Plan, place: Place) -> None:
     recorder = Recorder(plan.path, config.log, train_data.classes, partial(pictures, held_out))
     record_row = rank0_only(saver.guarded(recorder.row))
     record_evaluation = rank0_only(saver.guarded(recorder.evaluation))
-    progress = Progress(total_steps, cursor.step, shown=is_rank0())
+    progress = Progress(total_steps, cursor.step, shown=is_rank0() and rehearsal is None)
     meter = Meter(settings, config.faults.max_skipped_steps, cursor.meter, carries=is_rank0())
     batches = meter.counting(batches)
+    if rehearsal is not None:
+        batches = rehearsal.observed(batches, ddp_model, optimizer, settings, order.size)
     about: dict[str, Any] = {
         "ema": average.model if average.kept else None,
         "labels": class_names(config.model, train_data.classes),

@@ -15,6 +15,7 @@ from configs.load import load as load_config
 from configs.schema import Config
 from ddp import watch
 from ddp.collectives import broadcast_bytes
+from ddp.process import rehearse
 from engine.restart import earlier_folder, note_start
 from utils.errors import BadInput
 
@@ -27,7 +28,7 @@ FREE = ("run.", "save.", "log.", "faults.", "data.workers", "data.path", "data.d
 class Plan(NamedTuple):
     """`path`, `cursor`, `config`, `scaler` are known to every rank; the rest stays with rank 0."""
 
-    verb: Literal["train", "evaluate", "nothing"]
+    verb: Literal["train", "evaluate", "rehearse", "nothing"]
     config: Config
     path: Path  # of the run folder
     cursor: dict[str, Any]
@@ -46,6 +47,8 @@ def settle(
     what a run needs only when it starts from the beginning. A process that its
     launcher has started again goes on in the folder of its earlier start, whatever the command.
     """
+    if command.rehearse is not None:
+        return _rehearsed(command, command.rehearse, require, require_fresh)
     earlier = None if command.evaluate else earlier_folder()
     if command.evaluate is not None:
         saved = load(command.evaluate)
@@ -90,6 +93,21 @@ def _resume_file(
     folder = claim(config.run.dir, config.run.name, "file")
     found = newest_good(folder.path) if restarted else None
     return _begun(config, folder, *((found.path, found.content) if found else (file, saved)))
+
+
+def _rehearsed(
+    command: Command,
+    world_size: int,
+    require: Callable[[Config], None],
+    require_fresh: Callable[[Config], None],
+) -> Plan:
+    """A run that claims no folder; from here on this process is one of `world_size`."""
+    rehearse(command.rank, world_size)
+    assert command.config is not None
+    config = load_config(command.config, command.overrides)
+    _require(config, require)
+    require_fresh(config)
+    return Plan("rehearse", config, Path(), {})
 
 
 def _require(config: Config, require: Callable[[Config], None]) -> None:
