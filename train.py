@@ -24,7 +24,7 @@ from ddp import watch
 from ddp.agree import require_same
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
-from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only
+from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only, stands_for_rank0
 from ddp.stop import Votes
 from ddp.wrap import agreement, wrap
 from engine.average import Average
@@ -40,6 +40,7 @@ from engine.optim import build_optimizer, rates, saved_state
 from engine.plan import Plan, receive, settle
 from engine.progress import open_console, open_log_file, told
 from engine.recorder import Recorder
+from engine.rehearsal import Rehearsal, rehearsed
 from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
@@ -69,6 +70,9 @@ def run(argv: Sequence[str]) -> None:
             train(plan, place)
     elif plan.verb == "evaluate":
         score(plan, place)
+    elif plan.verb == "rehearse":
+        with rehearsed(plan, place) as (short, rehearsal):
+            train(short, place, rehearsal)
     leave()
 
 
@@ -93,18 +97,24 @@ def network(plan: Plan, place: Place, feed: Feed) -> DistributedDataParallel:
     """One weight: a file into rank 0's network on the CPU, the broadcast into every rank's."""
     config, builder = plan.config, find_builder(plan.config.model.name)
     shape = (len(feed.classes), feed.channels)
-    model = on_every_rank(build_model, builder, *shape, seed=config.seed, initialise=is_rank0())
+    model = on_every_rank(
+        build_model, builder, *shape, seed=config.seed, initialise=stands_for_rank0()
+    )
     on_rank0(fill, model, config.model, feed.classes, plan.path, plan.saved.get("model"), plan.file)
     if config.model.freeze:
         log.info(on_every_rank(freeze, model, config.model.freeze))
     on_every_rank(require_own_statistics, config, model)
-    how = {"channels_last": config.train.channels_last, "compiled": config.train.compile}
-    ddp_model = wrap(model.to(place.device), config.ddp, **how)
+    ddp_model = wrap(
+        model.to(place.device),
+        config.ddp,
+        channels_last=config.train.channels_last,
+        compiled=config.train.compile,
+    )
     log.info(agreement(ddp_model.module))
     return ddp_model
 
 
-def train(plan: Plan, place: Place) -> None:
+def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     """From the first step, or from a checkpoint's cursor, to the last epoch."""
     config, device = plan.config, place.device
     task, feed = on_every_rank(materials, config, place)
@@ -132,7 +142,8 @@ def train(plan: Plan, place: Place) -> None:
     saver = Saver(plan.folder, config.save, votes)
     recorder = Recorder(plan.path, config.log, feed.classes, feed.pictures)
     record_row = rank0_only(saver.guarded(recorder.record))
-    journal = Journal(config, settings, cursor, total_steps, flops, speaks=is_rank0())
+    speaks = is_rank0() and rehearsal is None
+    journal = Journal(config, settings, cursor, total_steps, flops, speaks=speaks)
     here = environment(place.world_size, device)
     warn_of_differences(plan.saved.get("environment"), here, config.train)
     ranks = processes(place.rank, device)
@@ -153,6 +164,8 @@ def train(plan: Plan, place: Place) -> None:
 
     row = dict(plan.saved.get("metrics", {}))
     batches = journal.counting(feed.training(cursor.step, total_steps))
+    if rehearsal is not None:
+        batches = rehearsal.observed(batches, ddp_model, optimizer, settings, feed.order.size)
     with closing(batches), closing(journal), closing(recorder):
         while cursor.step < total_steps or cursor.owes_evaluation:
             if not cursor.owes_evaluation:

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ddp import watch
+from ddp import rehearsal, watch
+from ddp.rehearsal import is_rehearsal
 from utils.errors import BadInput
 
 
@@ -24,8 +25,21 @@ class Place:
 
 
 def promised_world_size() -> int:
-    """The number of processes that the launcher started; 1 without a launcher."""
+    """The number of processes that the launcher started; 1 without a launcher, unless one rank of a
+    larger job is rehearsed."""
+    if is_rehearsal():
+        return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rehearse(rank: int, world_size: int) -> None:
+    """Be `rank` of a job of `world_size` processes, here and alone; `join` then gives its place."""
+    if promised_world_size() > 1:
+        raise BadInput(
+            "--rehearse plays one rank of a job in a single process: start it without torchrun, as "
+            f"`python train.py --rehearse {world_size} --rank {rank} ...`"
+        )
+    rehearsal.begin(rank, world_size)
 
 
 # A rank that waits is not at fault, and the watch names the one that is, after far less: this only
@@ -40,6 +54,8 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     process lands on another process's GPU. `timeout_s` bounds the meeting and every collective.
     """
     watch.mark("meeting")
+    if is_rehearsal():
+        return Place(dist.get_rank(), 0, dist.get_world_size(), _device(0))
     rank, world_size = int(os.environ.get("RANK", "0")), promised_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)

@@ -12,7 +12,8 @@ from pathlib import Path
 from checkpoint.folder import RunFolder
 from ddp import watch
 from ddp.process import is_peer_loss, promised_world_size
-from ddp.rank0 import Rank0Failed, is_first_of_host, is_rank0
+from ddp.rank0 import Rank0Failed, is_first_of_host, stands_for_rank0
+from ddp.rehearsal import is_rehearsal
 from ddp.stop import SaveStopped, Stopped
 from ddp.wrap import Disagreement
 from engine.step import NonFinite
@@ -79,7 +80,7 @@ def _out(code: int) -> int:
     Not by way of the interpreter's teardown: threads of torch and of the store that are still about
     there can abort a process whose run is complete.
     """
-    if promised_world_size() > 1:
+    if promised_world_size() > 1 and not is_rehearsal():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -133,7 +134,7 @@ def _tell(error: Exception) -> None:
     if isinstance(error, Rank0Failed):
         log.info("rank 0 failed: %s", error)
     elif isinstance(error, TOGETHER):
-        log.log(logging.ERROR if is_rank0() else logging.INFO, "%s", error)
+        log.log(logging.ERROR if stands_for_rank0() else logging.INFO, "%s", error)
     elif isinstance(error, BadInput | OSError):
         log.error("%s", error)
     else:

@@ -15,7 +15,7 @@ from configs.load import load as load_config
 from configs.schema import Config, Model
 from ddp import watch
 from ddp.collectives import broadcast_bytes
-from ddp.process import promised_world_size
+from ddp.process import promised_world_size, rehearse
 from ddp.wrap import require_devices
 from engine.exact import require_exact
 from engine.optim import require_names
@@ -32,7 +32,7 @@ FREE = ("run.", "save.", "log.", "faults.", "data.workers", "data.path", "data.d
 class Plan(NamedTuple):
     """`path`, `cursor`, `config`, `scaler` are known to every rank; the rest stays with rank 0."""
 
-    verb: Literal["train", "evaluate", "nothing"]
+    verb: Literal["train", "evaluate", "rehearse", "nothing"]
     config: Config
     path: Path  # of the run folder
     cursor: dict[str, Any]
@@ -51,6 +51,8 @@ def settle(
     weights that a run needs only when it starts from the beginning. A process that its launcher has
     started again goes on in the folder of its earlier start, whatever the command.
     """
+    if command.rehearse is not None:
+        return _rehearsed(command, command.rehearse, require, require_fresh)
     earlier = None if command.evaluate else earlier_folder()
     if command.evaluate is not None:
         saved = load(command.evaluate)
@@ -95,6 +97,21 @@ def _resume_file(
     folder = claim(config.run.dir, config.run.name, "file")
     found = newest_good(folder.path) if restarted else None
     return _begun(config, folder, *((found.path, found.content) if found else (file, saved)))
+
+
+def _rehearsed(
+    command: Command,
+    world_size: int,
+    require: Callable[[Config], None],
+    require_fresh: Callable[[Model], None],
+) -> Plan:
+    """A run that claims no folder; from here on this process is one of `world_size`."""
+    rehearse(command.rank, world_size)
+    assert command.config is not None
+    config = load_config(command.config, command.overrides)
+    _require(config, require)
+    require_fresh(config.model)
+    return Plan("rehearse", config, Path(), {})
 
 
 def _require(config: Config, require: Callable[[Config], None]) -> None:
