@@ -130,9 +130,11 @@ export LOCKSTEP_EXIT
 trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
 # torchrun, without its traceback where that tells nothing: a signal, bad input, stopped and saved.
 # Some send a signal to every process of a job: torchrun hears it once more from the trap below, and
-# a second one would make it leave before its ranks have saved.
+# a second one would make it leave before its ranks have saved. SIGUSR1, of which it knows nothing,
+# would be its end.
 main='
 import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 from torch.distributed.elastic.multiprocessing import SignalException, api
 from torch.distributed.run import main
 heard = api._terminate_process_handler
