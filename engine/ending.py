@@ -56,7 +56,7 @@ def _ended_early(request: SystemExit) -> int:
 
 
 def _failed(error: Exception) -> int:
-    code, reason = _code(error), _reason(error)
+    code, reason, is_final = _code(error), _reason(error), getattr(error, "is_final", False)
     if isinstance(error, TOGETHER):
         if isinstance(error, Rank0Failed) and code == 1:
             watch.await_verdict(2.0)  # rank 0's letter says more, and the launcher must blame it
@@ -68,9 +68,10 @@ def _failed(error: Exception) -> int:
         log.error(reason)
         return record_end(code, reason)
     else:
-        watch.fail(code, f"{type(error).__name__}: {reason}" if code == 1 else reason)
+        told = f"{type(error).__name__}: {reason}" if code == 1 else reason
+        watch.fail(code, told, final=is_final)
     _tell(error)
-    return record_end(code, reason, is_final=getattr(error, "is_final", False))
+    return record_end(code, reason, is_final)
 
 
 def _out(code: int) -> int:
@@ -102,7 +103,7 @@ def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
         _claimed.clear()
 
 
-def record_end(code: int, reason: str, *, is_final: bool = False) -> int:
+def record_end(code: int, reason: str, is_final: bool = False) -> int:
     """Leave code and reason where launch.sh and a person look; the code to end with.
 
     A launcher restarts what ends with anything but 0. Under launch.sh, which is told the true code

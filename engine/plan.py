@@ -15,7 +15,7 @@ from configs.load import load as load_config
 from configs.schema import Config
 from ddp import watch
 from ddp.collectives import broadcast_bytes
-from engine.restart import earlier_folder, note_start
+from engine.restart import earlier_folder, note_sizes, note_start
 from utils.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def _resume_file(
 def _require(config: Config, require: Callable[[Config], None]) -> None:
     """The rest of the start is watched by the configuration's limits, if it is a usable one."""
     watch.limit(config.faults.start_timeout_s, config.faults.hang_timeout_s)
+    note_sizes(config)
     require(config)
 
 
