@@ -15,6 +15,7 @@ from ddp.process import is_peer_loss, promised_world_size
 from ddp.rank0 import Rank0Failed, is_first_of_host, is_rank0
 from ddp.stop import SaveStopped, Stopped
 from ddp.wrap import Disagreement
+from engine.restart import NoProgress
 from engine.step import NonFinite
 from utils.errors import BadInput
 
@@ -135,7 +136,7 @@ def _tell(error: Exception) -> None:
         log.info("rank 0 failed: %s", error)
     elif isinstance(error, TOGETHER):
         log.log(logging.ERROR if is_rank0() else logging.INFO, "%s", error)
-    elif isinstance(error, BadInput | OSError):
+    elif isinstance(error, BadInput | NoProgress | OSError):
         log.error("%s", error)
     else:
         log.error("%s", "".join(traceback.format_exception(error)).rstrip())
