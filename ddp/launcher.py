@@ -75,8 +75,10 @@ class Agent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
-        if worker_group.state == WorkerState.HEALTHY and said() in ("0", "2"):
-            return  # they ended by themselves meanwhile, as the next look will show
+        # A host that waits may have come back from a failure that these ranks were just ending for:
+        # the next look will show how they ended, and count it.
+        if worker_group.state == WorkerState.HEALTHY and said() in ("0", "1", "2"):
+            return
         super()._restart_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -90,9 +92,12 @@ class Agent(LocalElasticAgent):
         """Whether the ranks stopped, though nobody asked this host, or were too many."""
         if not isinstance(self._rdzv_handler, Rendezvous):
             return False
-        hosts = worker_group.group_world_size
-        too_many = hosts is not None and self._rdzv_handler.fitting(hosts) < hosts
-        return said() == "75" or (said() == "2" and too_many)
+        hosts = worker_group.group_world_size or 1
+        fitting = self._rdzv_handler.fitting(hosts)
+        if said() == "2" and fitting < hosts:
+            _say(f"going on with {fitting} of {hosts} hosts")
+            return True
+        return said() == "75"
 
     def _exit_barrier(self) -> None:
         if not isinstance(self._rdzv_handler, Rendezvous):  # which has an end of its own

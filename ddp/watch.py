@@ -219,11 +219,11 @@ class Watch:
             return
         line, guilty = verdict["line"], self.rank in verdict["culprits"]
         judged = verdict.get("judge") == self.rank
+        code = _LEFT if self._can_do_without(verdict) else verdict["code"]
         if judged:  # at once: the launcher ends everybody when the first one ends
             _say(verdict["report"])
-        elif verdict["code"] not in (0, _BAD_INPUT) and not guilty:
+        elif code not in (0, _BAD_INPUT) and not guilty:
             _say(f"[rank {self.rank}] ends: {line}")
-        code = _LEFT if self._can_do_without(verdict) else verdict["code"]
         code = self._on_end(code, line, verdict.get("final", False))
         self._board.mark(left=True)
         if verdict.get("frozen"):

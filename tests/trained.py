@@ -1,6 +1,7 @@
 """What ranks really trained on: each writes down, as it takes a step, the samples of its batch.
 
 A run notes with `NOTES` among its arguments, into the folder that the environment's TRAINED names.
+A host that LACKS something there cannot take part.
 """
 
 import json
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from configs.schema import Optim
 from configs.schema import Task as Options
 from tasks.classification import Classification
+from utils.errors import BadInput
 
 NOTES = ("task.name=tests/trained.py:noted", "optim.name=tests/trained.py:counted")
 STATE: dict[str, list[int]] = {}  # of this process: the samples of its newest batch
@@ -34,17 +36,21 @@ class Noted(Classification):
 
 
 class Counted(torch.optim.SGD):
-    """Knows, from its state, which step it takes, and writes down on what."""
+    """Knows, from its state, which step it takes, and writes down on what; the one that the
+    folder's file `fails` names cannot be taken."""
 
     def step(self, closure: Any = None) -> None:
         super().step(closure)
         for parameter in (p for group in self.param_groups for p in group["params"]):
             before = self.state[parameter].get("step", torch.zeros(()))
             self.state[parameter]["step"] = before + 1
-        samples = STATE.pop("samples", None)
+        step, samples = int(before) + 1, STATE.pop("samples", None)
         if samples is not None:  # else it is a trial step, of which nothing is kept
+            fails = Path(os.environ["TRAINED"]) / "fails"
+            if fails.exists() and step == int(fails.read_text()):
+                raise ArithmeticError(f"step {step} always fails")
             with _notes().open("a") as file:
-                file.write(json.dumps([int(before) + 1, samples]) + "\n")
+                file.write(json.dumps([step, samples]) + "\n")
 
 
 def _notes() -> Path:
@@ -56,6 +62,8 @@ def _notes() -> Path:
 def noted(options: Options, classes: Sequence[str]) -> Noted:
     from tests.trained import Noted  # not the copy that was loaded as somebody's file
 
+    if "LACKS" in os.environ:
+        raise BadInput(f"this host lacks {os.environ['LACKS']}")
     return Noted(classes)
 
 

@@ -38,7 +38,7 @@ class Job:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
 
-    def start(self, number: int, *arguments: str, nnodes: str = "1:2") -> subprocess.Popen[str]:
+    def start(self, number: int, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Host `number` joins."""
         said = (self.folder / f"said {len(self.hosts)}").open("w")
         host = subprocess.Popen(
@@ -46,7 +46,7 @@ class Job:
             env={
                 **os.environ,
                 "VIRTUAL_ENV": os.environ.get("VIRTUAL_ENV", sys.prefix),
-                "NNODES": nnodes,
+                "NNODES": "1:2",
                 "NODE_RANK": str(number),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(self.port),
@@ -54,6 +54,7 @@ class Job:
                 "OMP_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "lo",
                 "TRAINED": str(self.notes),
+                **env,
             },
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -158,8 +159,54 @@ def test_a_host_that_is_told_to_stop_leaves_and_the_first_one_ends_the_job(job: 
     assert max(together.ranks) + 1 == min(alone.ranks)
     assert sequence([together, alone])
 
-    third = job.start(1)
-    job.until(lambda: len(starts(job.notes)) == 3 and job.steps_on(2) >= 3)
+    lacking = job.start(1, LACKS="the samples")
+    assert job.code(lacking) == 2
+    assert job.said(2).splitlines()[-1].endswith("this host lacks the samples")
+    job.until(lambda: len(starts(job.notes)) == 3 and job.steps_on(1) >= 3)
+
+    last = job.start(1)
+    job.until(lambda: len(starts(job.notes)) == 4 and job.steps_on(2) >= 3)
+    assert sequence(starts(job.notes))
     first.send_signal(signal.SIGTERM)
-    assert [job.code(first), job.code(third)] == [75, 75], job.said() + job.said(2)
+    assert [job.code(first), job.code(last)] == [75, 75], job.said() + job.said(3)
     assert (job.folder / "x" / "exit").read_text().startswith("75 stopped by SIGTERM")
+
+
+@pytest.mark.cluster
+def test_a_host_too_many_waits_for_its_turn_and_one_with_other_arguments_is_turned_away(
+    job: Job,
+) -> None:
+    few = ("train.global_batch=98", "train.epochs=5")  # can be shared by 1, 2, 7, ... processes
+    first, second, third = (job.start(n, *few, NNODES="1:3") for n in range(3))
+    job.until(lambda: job.steps_on(2) >= 3)
+    other = job.start(2, *few, "optim.lr=0.2", NNODES="1:3")
+    assert job.code(other) == 2
+    assert "error: this host was started with" in job.said(3)
+    job.until(lambda: job.steps_on(2) >= 13)
+    before = len(starts(job.notes))
+    assert third.poll() is None
+    second.send_signal(signal.SIGTERM)
+    assert job.code(second) == 75, job.said(1)
+    job.until(lambda: len(starts(job.notes)) == before + 1 and job.steps_on(2) >= 3)
+    job.slow.unlink()
+    assert [job.code(first), job.code(third)] == [0, 0], job.said() + job.said(2)
+    assert {start.size for start in starts(job.notes)} <= {1, 2}
+    assert len(sequence(starts(job.notes))) == 14 * 5
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_run_that_always_fails_at_one_step_is_given_up_by_all_hosts(job: Job, hosts: int) -> None:
+    job.slow.unlink()
+    (job.notes / "fails").write_text("6")
+    few = {"MAX_RESTARTS": "9"} | ({"NNODES": "1", "NPROC": "2"} if hosts == 1 else {})
+    for number in range(hosts):
+        job.start(number, **few)
+    assert [job.code(host) for host in job.hosts] == [1] * hosts, job.said()
+    said = job.said()
+    assert said.count("going on from") == 3  # from step 4, and a fourth start only says:
+    assert "three restarts without progress: each began at step 4 of" in said.splitlines()[-1]
+    assert "step 6 always fails" in said
+    assert "Traceback" not in said.rpartition("going on from")[2].rpartition("always fails")[2]
+    if hosts == 2:
+        assert "three restarts without progress" in job.said(1).splitlines()[-1]

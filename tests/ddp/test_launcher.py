@@ -132,6 +132,17 @@ class Group:
         self.state = WorkerState.HEALTHY
 
 
+def test_an_agent_starts_as_many_as_can_share_the_run_when_there_were_too_many(
+    join, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "said").write_text("2\n24 cannot be divided by 10 processes")
+    monkeypatch.setenv("LOCKSTEP_EXIT", str(tmp_path / "said"))
+    agent = object.__new__(Agent)
+    agent._rdzv_handler = join(0).meetings
+    agent._rdzv_handler._store.set("lockstep/sizes", json.dumps([1, 2, 3, 4, 6, 8, 12, 24]))
+    assert [agent._goes_on(Group(hosts)) for hosts in (3, 4, 5, 6)] == [False, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("said", "elastic", "goes_on"),
     [
