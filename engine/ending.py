@@ -135,7 +135,8 @@ def _tell(error: Exception) -> None:
     if isinstance(error, Rank0Failed):
         log.info("rank 0 failed: %s", error)
     elif isinstance(error, TOGETHER):
-        log.log(logging.ERROR if is_rank0() else logging.INFO, "%s", error)
+        tells = is_rank0() or _code(error) == BadInput.exit_code
+        log.log(logging.ERROR if tells else logging.INFO, "%s", error)
     elif isinstance(error, BadInput | NoProgress | OSError):
         log.error("%s", error)
     else:

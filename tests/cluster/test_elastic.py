@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,11 +39,13 @@ class Job:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
 
-    def start(self, number: int, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Host `number` joins."""
+    def start(
+        self, number: int, *arguments: str, root: Path = ROOT, **env: str
+    ) -> subprocess.Popen[str]:
+        """Host `number` joins, with the code that is in `root`."""
         said = (self.folder / f"said {len(self.hosts)}").open("w")
         host = subprocess.Popen(
-            [ROOT / "launch.sh", *OPTIONS, f"run.dir={self.folder}", "run.name=x", *arguments],
+            [root / "launch.sh", *OPTIONS, f"run.dir={self.folder}", "run.name=x", *arguments],
             env={
                 **os.environ,
                 "VIRTUAL_ENV": os.environ.get("VIRTUAL_ENV", sys.prefix),
@@ -164,11 +167,20 @@ def test_a_host_that_is_told_to_stop_leaves_and_the_first_one_ends_the_job(job: 
     assert job.said(2).splitlines()[-1].endswith("this host lacks the samples")
     job.until(lambda: len(starts(job.notes)) == 3 and job.steps_on(1) >= 3)
 
+    other = job.folder / "other code"
+    shutil.copytree(ROOT, other, ignore=shutil.ignore_patterns(".git", "runs", "__pycache__"))
+    with (other / "ddp" / "stop.py").open("a") as file:
+        file.write("# changed\n")
+    stale = job.start(1, root=other)
+    assert job.code(stale) == 2
+    assert "rank 1: code" in job.said(3).splitlines()[-1]
+    job.until(lambda: len(starts(job.notes)) == 4 and job.steps_on(1) >= 3)
+
     last = job.start(1)
-    job.until(lambda: len(starts(job.notes)) == 4 and job.steps_on(2) >= 3)
+    job.until(lambda: len(starts(job.notes)) == 5 and job.steps_on(2) >= 3)
     assert sequence(starts(job.notes))
     first.send_signal(signal.SIGTERM)
-    assert [job.code(first), job.code(last)] == [75, 75], job.said() + job.said(3)
+    assert [job.code(first), job.code(last)] == [75, 75], job.said() + job.said(4)
     assert (job.folder / "x" / "exit").read_text().startswith("75 stopped by SIGTERM")
 
 

@@ -14,23 +14,24 @@ import pytest
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous as dynamic
 
 from ddp import launcher
 from ddp.launcher import Agent, Rendezvous, meeting
 from utils.errors import BadInput
 
 
-class Host(threading.Thread):
+class Host:
     """The meetings of one host; each `meet` goes to one more, in the background."""
 
     def __init__(self, number: int, port: int, arguments: list[str], hosts: str = "1:6") -> None:
-        super().__init__(daemon=True)
         least, most = map(int, hosts.split(":"))
         conf = {"host": number, "processes": 2}
         params = RendezvousParameters(
             "elastic", f"127.0.0.1:{port}", "lockstep", least, most, **conf
         )
         self.meetings: Rendezvous = meeting(arguments, params)
+        self.meetings._state_holder._cache_duration = 0  # seconds that it trusts what it knows
         self.place: tuple[int, int] | None = None
         self.ended = False
 
@@ -51,7 +52,8 @@ class Host(threading.Thread):
 @pytest.fixture
 def join(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Host]]:
     """Makes a host of a job and goes to its first meeting."""
-    monkeypatch.setattr(launcher, "_MORE_HOSTS_S", 1)
+    monkeypatch.setattr(launcher, "_MORE_HOSTS_S", 0.5)
+    monkeypatch.setattr(dynamic, "_delay", lambda seconds: time.sleep(0.02))
     monkeypatch.setenv("LOCKSTEP_START", "")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,7 +87,6 @@ def test_hosts_that_are_too_many_for_the_batch_wait_and_disturb_nobody(join) -> 
     until(lambda: all(host.place for host in four))
     assert [host.place for host in four] == [(0, 4), (1, 4), (2, 4), (3, 4)]  # by their numbers
     assert hosts[0].meetings.fitting(5) == 4
-    time.sleep(1.1)  # what a host knows of the others is up to a second old
     assert fifth.place is None
     assert [host.meetings.num_nodes_waiting() for host in four] == [0, 0, 0, 0]
 
