@@ -4,13 +4,16 @@
 """
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.runs import QUICK, finish, kill_at, run, start
+from checkpoint.publish import step_files
+from tests.kills import kill
+from tests.runs import QUICK, finish, run, start
 from tests.trained import NOTES, Start, sequence, starts
 
 STEPS_AN_EPOCH, EPOCHS, GLOBAL_BATCH = 14, 3, 96
@@ -27,13 +30,27 @@ RESUMED = ("--resume", "auto", "--config", "configs/quickstart.yaml")
 
 def noting_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
-    (folder / "slow").write_text("0.01")  # a kill comes a step late, not an epoch
     monkeypatch.setenv("TRAINED", str(folder))
     return folder
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((step for step, _ in step_files(folder)), default=0) if folder.exists() else 0
+
+
+def kill_after(size: int, folder: Path, step: int, *arguments: str) -> None:
+    """Start a run and kill -9 its ranks at `step`, or when it has saved, whatever comes later."""
+    before, metrics, limit = newest(folder), folder / "metrics.jsonl", time.monotonic() + 60
+    processes = start(size, arguments)
+    while newest(folder) == before or metrics.read_bytes().count(b"\n") < step:
+        assert time.monotonic() < limit and all(process.is_alive() for process in processes)
+        time.sleep(0.002)
+    kill(processes)
 
 
 def test_four_two_three_and_one_processes_train_on_what_an_unbroken_run_does(
@@ -46,9 +63,10 @@ def test_four_two_three_and_one_processes_train_on_what_an_unbroken_run_does(
 
     broken = (*OPTIONS, f"run.dir={tmp_path}", "run.name=broken")
     folder, parts = tmp_path / "broken", list[Start]()
-    for number, (size, step) in enumerate([(4, 8), (2, 19), (3, 33)]):
+    for number, (size, step) in enumerate([(4, 7), (2, 18), (3, 32)]):
         notes = noting_into(tmp_path / f"part {number}", monkeypatch)
-        kill_at(size, folder, step, *(RESUMED if number else ()), *broken)
+        (notes / "slow").write_text("0.04")  # so that a kill comes at its step
+        kill_after(size, folder, step, *(RESUMED if number else ()), *broken)
         parts += starts(notes)
     assert finish(start(5, [*RESUMED, *broken]))[0] == 2
     said = "".join(capfd.readouterr())

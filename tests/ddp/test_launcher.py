@@ -1,13 +1,15 @@
 """The meetings of an elastic job: which hosts take part, when they are disturbed, how it ends.
 
 ./launch.sh test tests/ddp/test_launcher.py
+
+Each test is a process of its own: a store's threads would not survive the forks of other tests.
 """
 
 import json
-import socket
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,18 +20,19 @@ from torch.distributed.elastic.rendezvous import dynamic_rendezvous as dynamic
 
 from ddp import launcher
 from ddp.launcher import Agent, Rendezvous, meeting
+from tests.faults import free_port
+from tests.ranks import run_ranks
 from utils.errors import BadInput
+
+POSSIBLE = json.dumps([1, 2, 3, 4, 6, 8, 12, 24])  # a global batch of 24
 
 
 class Host:
-    """The meetings of one host; each `meet` goes to one more, in the background."""
+    """One host of a job of 1 to 6, with two processes each; `meet` goes to its next meeting."""
 
-    def __init__(self, number: int, port: int, arguments: list[str], hosts: str = "1:6") -> None:
-        least, most = map(int, hosts.split(":"))
+    def __init__(self, number: int, port: int, arguments: list[str]) -> None:
         conf = {"host": number, "processes": 2}
-        params = RendezvousParameters(
-            "elastic", f"127.0.0.1:{port}", "lockstep", least, most, **conf
-        )
+        params = RendezvousParameters("elastic", f"127.0.0.1:{port}", "lockstep", 1, 6, **conf)
         self.meetings: Rendezvous = meeting(arguments, params)
         self.meetings._state_holder._cache_duration = 0  # seconds that it trusts what it knows
         self.place: tuple[int, int] | None = None
@@ -49,80 +52,90 @@ class Host:
             self.place = (info.rank, info.world_size)
 
 
-@pytest.fixture
-def join(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Host]]:
-    """Makes a host of a job and goes to its first meeting."""
-    monkeypatch.setattr(launcher, "_MORE_HOSTS_S", 0.5)
-    monkeypatch.setattr(dynamic, "_delay", lambda seconds: time.sleep(0.02))
-    monkeypatch.setenv("LOCKSTEP_START", "")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    hosts = []
-
-    def joined(number: int, *arguments: str) -> Host:
-        host = Host(number, port, list(arguments))
-        hosts.append(host)
-        host.meet()
-        return host
-
-    yield joined
-    for host in reversed(hosts):
-        host.meetings.shutdown()
+Join = Callable[..., Host]
 
 
-def until(reached: Callable[[], bool], limit_s: float = 20.0) -> None:
-    end = time.monotonic() + limit_s
+def alone(scenario: Callable[..., None], *args: object) -> None:
+    """Run `scenario(join, *args)` in a process of its own."""
+    run_ranks(1, _alone, scenario, *args)
+
+
+def _alone(_rank: int, scenario: Callable[..., None], *args: object) -> None:
+    launcher._MORE_HOSTS_S = 0.5
+    dynamic._delay = lambda seconds: time.sleep(0.02)
+    port = free_port()
+    scenario(lambda number, *arguments: Host(number, port, list(arguments)), *args)
+
+
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
     while not reached():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def test_hosts_that_are_too_many_for_the_batch_wait_and_disturb_nobody(join) -> None:
-    hosts = [join(0)]
-    # A global batch of 24: two processes a host are possible on 1, 2, 3, 4 and 6 hosts.
-    hosts[0].meetings._store.set("lockstep/sizes", json.dumps([1, 2, 3, 4, 6, 8, 12, 24]))
-    hosts += [join(number) for number in (3, 4, 2, 1)]
-    four, fifth = [hosts[number] for number in (0, 4, 3, 1)], hosts[2]
-    until(lambda: all(host.place for host in four))
-    assert [host.place for host in four] == [(0, 4), (1, 4), (2, 4), (3, 4)]  # by their numbers
-    assert hosts[0].meetings.fitting(5) == 4
-    assert fifth.place is None
+def inside(hosts: list[Host]) -> list[Host]:
+    """Those that take part, once as many do as can; ranked by their numbers."""
+    fitting = hosts[0].meetings.fitting(len(hosts))
+    until(lambda: sum(host.place is not None for host in hosts) == fitting)
+    there = [host for host in hosts if host.place]
+    assert [host.place for host in there] == [(rank, fitting) for rank in range(fitting)]
+    return there
+
+
+def hosts_that_are_too_many(join: Join) -> None:
+    hosts = [join(number) for number in range(5)]
+    hosts[0].meetings._store.set("lockstep/sizes", POSSIBLE)
+    for host in hosts:
+        host.meet()
+    four = inside(hosts)  # ten processes cannot share the batch
+    assert len(four) == 4
     assert [host.meetings.num_nodes_waiting() for host in four] == [0, 0, 0, 0]
 
-    sixth = join(5)
-    until(lambda: hosts[0].meetings.num_nodes_waiting() == 2)
+    hosts.append(join(5))
+    hosts[5].meet()
+    until(lambda: four[0].meetings.num_nodes_waiting() == 2)
     for host in four:
         host.meet()
-    everyone = [*four, fifth, sixth]
-    until(lambda: all(host.place for host in everyone))
-    assert [host.place for host in everyone] == [(rank, 6) for rank in range(6)]
+    assert len(inside(hosts)) == 6
 
-    # One leaves: four of the five that are left go on, and the fifth waits.
-    four[3].meetings.shutdown()
-    left = [*four[:3], fifth, sixth]
-    for host in left:
+    # One leaves: four of the five that are left go on, and the fifth waits until the job ends.
+    hosts.pop(2).meetings.shutdown()
+    for host in hosts:
         host.meet()
-    until(lambda: sum(host.place is not None for host in left) == 4)
-    assert [host.place for host in left] == [(0, 4), (1, 4), (2, 4), (3, 4), None]
-
+    four = inside(hosts)
+    [fifth] = [host for host in hosts if host not in four]
+    assert len(four) == 4 and not fifth.ended
     hosts[0].meetings.shutdown()
-    until(lambda: sixth.ended)
+    until(lambda: fifth.ended)
 
 
-def test_ranks_of_every_start_have_keys_of_their_own(join, monkeypatch) -> None:
-    host, names = join(0), []
+def test_hosts_that_are_too_many_for_the_batch_wait_and_disturb_nobody() -> None:
+    alone(hosts_that_are_too_many)
+
+
+def three_starts(join: Join) -> None:
+    host, names = join(0), set()
     for _ in range(3):
-        until(lambda: host.place is not None)
-        names.append(launcher.os.environ["LOCKSTEP_START"])
         host.meet()
-    assert len(set(names)) == 3
+        until(lambda: host.place is not None)
+        names.add(os.environ["LOCKSTEP_START"])
+    assert len(names) == 3
 
 
-def test_a_host_that_was_started_with_other_arguments_is_turned_away(join) -> None:
-    join(0, "optim.lr=0.1")
+def test_ranks_of_every_start_have_keys_of_their_own() -> None:
+    alone(three_starts)
+
+
+def other_arguments(join: Join) -> None:
+    first = join(0, "optim.lr=0.1")
     with pytest.raises(BadInput, match=r"started with .*lr=0\.2.*the job with .*lr=0\.1"):
         join(1, "optim.lr=0.2")
+    assert join(1, "optim.lr=0.1") and first
+
+
+def test_a_host_that_was_started_with_other_arguments_is_turned_away() -> None:
+    alone(other_arguments)
 
 
 class Group:
@@ -133,40 +146,34 @@ class Group:
         self.state = WorkerState.HEALTHY
 
 
-def test_an_agent_starts_as_many_as_can_share_the_run_when_there_were_too_many(
-    join, tmp_path: Path, monkeypatch
-) -> None:
-    (tmp_path / "said").write_text("2\n24 cannot be divided by 10 processes")
-    monkeypatch.setenv("LOCKSTEP_EXIT", str(tmp_path / "said"))
+def after(join: Join, file: Path, said: str, hosts: int, elastic: bool, goes_on: bool) -> None:
+    file.write_text(said)
+    os.environ["LOCKSTEP_EXIT"] = str(file)
+    started = []
+    LocalElasticAgent._monitor_workers = lambda *_: RunResult(state=WorkerState.SUCCEEDED)
+    LocalElasticAgent._restart_workers = lambda _, group: started.append(group)
     agent = object.__new__(Agent)
-    agent._rdzv_handler = join(0).meetings
-    agent._rdzv_handler._store.set("lockstep/sizes", json.dumps([1, 2, 3, 4, 6, 8, 12, 24]))
-    assert [agent._goes_on(Group(hosts)) for hosts in (3, 4, 5, 6)] == [False, False, True, False]
+    first = join(0)
+    first.meetings._store.set("lockstep/sizes", POSSIBLE)
+    agent._rdzv_handler = first.meetings if elastic else None
+    state = agent._monitor_workers(Group(hosts)).state
+    assert state == (WorkerState.HEALTHY if goes_on else WorkerState.SUCCEEDED)
+    assert bool(started) == goes_on
 
 
 @pytest.mark.parametrize(
-    ("said", "elastic", "goes_on"),
+    ("said", "hosts", "elastic", "goes_on"),
     [
-        ("75\nstopped by SIGTERM", True, True),  # for the sake of a host that came or left
-        ("75\nstopped by SIGTERM", False, False),
-        ("0\nfinished", True, False),
-        ("2\nno such model", True, False),
-        ("1\nthree restarts without progress", True, False),
-        ("", True, False),
+        ("75\nstopped by SIGTERM", 2, True, True),  # for the sake of a host that came or left
+        ("75\nstopped by SIGTERM", 2, False, False),
+        ("2\n24 cannot be divided by 10 processes", 5, True, True),  # by 8 it can
+        ("2\nno such model", 4, True, False),
+        ("0\nfinished", 5, True, False),
+        ("1\nthree restarts without progress", 2, True, False),
+        ("", 2, True, False),
     ],
 )
 def test_an_agent_starts_ranks_again_that_stopped_for_others_and_no_other(
-    said: str, elastic: bool, goes_on: bool, join, tmp_path: Path, monkeypatch
+    said: str, hosts: int, elastic: bool, goes_on: bool, tmp_path: Path
 ) -> None:
-    (tmp_path / "said").write_text(said)
-    monkeypatch.setenv("LOCKSTEP_EXIT", str(tmp_path / "said"))
-    started = []
-    monkeypatch.setattr(
-        LocalElasticAgent, "_monitor_workers", lambda *_: RunResult(state=WorkerState.SUCCEEDED)
-    )
-    monkeypatch.setattr(LocalElasticAgent, "_restart_workers", lambda _, group: started.append(1))
-    agent = object.__new__(Agent)
-    agent._rdzv_handler = join(0).meetings if elastic else None
-    state = agent._monitor_workers(Group(1)).state
-    assert state == (WorkerState.HEALTHY if goes_on else WorkerState.SUCCEEDED)
-    assert bool(started) == goes_on
+    alone(after, tmp_path / "said", said, hosts, elastic, goes_on)
