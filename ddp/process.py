@@ -10,6 +10,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ddp import rehearsal, watch
+from ddp.mail import connect, has_launcher_store, start_name
 from ddp.rehearsal import is_rehearsal
 from utils.errors import BadInput
 
@@ -74,10 +75,14 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
 
 
 def _store(timeout_s: float) -> Store:
-    """The launcher's store, with keys of this start alone: torchrun's outlives a restart on one
-    host, and a quick rank would find the address that its peer had before."""
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    return PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    """The launcher's store, with keys of this start alone: torchrun's outlives a restart, and a
+    quick rank would find the address that its peer had before."""
+    store: Store
+    if has_launcher_store():
+        store = connect(timeout_s)
+    else:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return PrefixStore(f"start{start_name()}", store)
 
 
 def _device(local_rank: int) -> torch.device:

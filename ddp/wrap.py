@@ -22,6 +22,8 @@ from utils.errors import BadInput
 class Disagreement(RuntimeError):
     """Ranks hold different weights: names the tensors and the ranks."""
 
+    exit_code = 1
+
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer with its name, persistent or not, in the module's own order."""

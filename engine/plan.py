@@ -20,7 +20,7 @@ from ddp.wrap import require_devices
 from engine.exact import require_exact
 from engine.optim import require_names
 from engine.recorder import require_board
-from engine.restart import earlier_folder, note_start
+from engine.restart import earlier_folder, note_sizes, note_start
 from utils.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def _rehearsed(
 def _require(config: Config, require: Callable[[Config], None]) -> None:
     """The rest of the start is watched by the configuration's limits, if it is a usable one."""
     watch.limit(config.faults.start_timeout_s, config.faults.hang_timeout_s)
+    note_sizes(config)
     require(config)
     require_exact(config, promised_world_size())
     require_devices(config.ddp)

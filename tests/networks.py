@@ -28,3 +28,17 @@ class OutOfOrder(nn.Module):
 def out_of_order(num_classes: int, in_channels: int) -> nn.Module:
     """A small network whose registration order is not its execution order."""
     return OutOfOrder(num_classes, in_channels)
+
+
+def alike_on_any_ranks(num_classes: int, in_channels: int) -> nn.Module:
+    """A small network without BatchNorm, which takes the statistics of one rank's samples."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, num_classes),
+    )

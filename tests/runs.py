@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DDP imports it; once here is a second less in every rank
 
 import train
 from checkpoint.open import read
