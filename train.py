@@ -216,7 +216,7 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
         "checkpoint": str(plan.file or ""),
         "layout": settings.described(),
         "environment": about["environment"],
-        "ranks": processes(place.rank, device),
+        "processes": processes(place.rank, device),
     }
     rank0_only(recorder.begin)(start, first_batch, as_seen(first_batch, train_data))
     del first_batch  # the steps need its memory
