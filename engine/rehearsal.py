@@ -53,6 +53,7 @@ class Rehearsal:
 
     def __init__(self, config: Config, place: Place) -> None:
         self._config, self._place = config, place
+        self._entered = time.perf_counter()
         self._begun: list[float] = []  # when each step asked for its first batch
         self._waited: list[float] = []  # seconds that each step waited for batches
         self._about: list[tuple[str, str]] = []
@@ -170,6 +171,11 @@ class Rehearsal:
                     else ""
                 )
             ),
+        )
+        start_s = self._begun[0] - self._entered
+        yield (
+            "start",
+            f"{start_s:,.2f} s until the first step: data, network, two passes to warm up",
         )
         steps = [after - before for before, after in pairwise(self._begun)]
         taken = [step - waited for step, waited in zip(steps, self._waited, strict=True)]

@@ -86,6 +86,7 @@ def test_one_rank_of_1024_says_what_it_takes(told: Told, rank: int) -> None:
     assert line(output, "optimizer") == "1.23 MB of state"
     assert ("written by this rank" in line(output, "checkpoint")) == (rank == 0)
     assert re.fullmatch(r"[\d.,]+ MB at most, .+", line(output, "memory"))
+    assert re.fullmatch(r"[\d.]+ s until the first step: .+", line(output, "start"))
     assert re.fullmatch(r"[\d.,e+]+ ms a step on this machine, .+", line(output, "computing"))
     assert re.fullmatch(r"[\d.,e+-]+ ms a step of waiting for it, .+", line(output, "loader"))
 
@@ -108,7 +109,7 @@ def test_no_score_no_loss_and_no_agreement_is_told(told: Told) -> None:
     assert line(output, "epoch") == "1 step, 1,024 of 1,438 samples; 414 dropped (28.79%)"
     for word in ("accuracy", "loss", "held out", "agree", "images/s"):
         assert word not in output
-    assert len(output.splitlines()) == 12
+    assert len(output.splitlines()) == 13
 
 
 def test_a_rank_of_65536_is_rehearsed_in_a_moment(told: Told) -> None:
