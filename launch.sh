@@ -74,6 +74,9 @@ for argument; do
     [[ $argument != -h && $argument != --help ]] || exec "${ours[@]}" configs "$@"
 done
 "${ours[@]}" configs "$@"
+for argument; do # one process, which plays one rank of a job: there is nothing to launch
+    [[ $argument != --rehearse && $argument != --rehearse=* ]] || exec "$python" "$root/train.py" "$@"
+done
 
 for name in NPROC NODE_RANK MASTER_PORT MAX_RESTARTS; do
     [[ ${!name:-1} =~ ^(0|[1-9][0-9]{0,4})$ ]] || fail "$name='${!name}' is no whole number"

@@ -146,9 +146,8 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     journal = Journal(config, settings, cursor, total_steps, flops, speaks=speaks)
     here = environment(place.world_size, device)
     warn_of_differences(plan.saved.get("environment"), here, config.train)
-    ranks = processes(place.rank, device)
     start = {"step": cursor.step, "checkpoint": str(plan.file or ""), "environment": here}
-    start |= {"layout": settings.described(), "ranks": ranks}
+    start |= {"layout": settings.described(), "processes": processes(place.rank, device)}
     rank0_only(recorder.begin)(start, first_batch, feed.as_seen(first_batch))
     del first_batch  # the steps need its memory
     content = partial(

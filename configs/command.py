@@ -14,7 +14,7 @@ examples:
   torchrun --nproc_per_node=2 train.py --resume runs/quickstart/last.pt train.epochs=8
   torchrun --nproc_per_node=2 train.py --resume auto --config configs/quickstart.yaml
   python train.py --evaluate runs/quickstart/best.pt       one process, no launcher
-  python train.py --rehearse 1024 train.global_batch=4096  a few steps of rank 0 of 1,024, here
+  python train.py --rehearse 1024 train.global_batch=1024  some steps of rank 0 of 1,024, here
 
 docs/options.md lists every KEY with what it takes. ./launch.sh takes the same arguments, makes the
 environment where there is none, and starts torchrun (NPROC=4 ./launch.sh for four processes).
@@ -41,8 +41,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="train.py",
-        usage="train.py [--config FILE] [--resume FILE|auto] [--evaluate FILE] "
-        "[--rehearse N [--rank R]] [KEY=VALUE ...]",
+        usage="train.py [--config FILE] [--resume FILE|auto] [--evaluate FILE]\n"
+        "                [--rehearse N [--rank R]] [KEY=VALUE ...]",
         description="Train a network with DistributedDataParallel, or go on with it, or score it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

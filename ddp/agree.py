@@ -56,6 +56,6 @@ def _difference(name: str, theirs: Any, mine: Any) -> str:
 
 
 def _as_row(text: str) -> Tensor:
-    """`text`, cut to `_TOLD_BYTES`, as int64 bytes (_TOLD_BYTES,)."""
+    """`text`, cut to `_TOLD_BYTES`, as bytes (_TOLD_BYTES,) uint8."""
     told = text.encode()[:_TOLD_BYTES].ljust(_TOLD_BYTES, b"\0")
-    return torch.tensor(list(told))
+    return torch.tensor(list(told), dtype=torch.uint8)

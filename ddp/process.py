@@ -33,6 +33,13 @@ def promised_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def own_host(rank: int) -> tuple[int, int]:
+    """(number of this host, processes on it), as the launcher says: torchrun gives a host its
+    ranks in a row."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("GROUP_RANK", rank // here)), here
+
+
 def rehearse(rank: int, world_size: int) -> None:
     """Be `rank` of a job of `world_size` processes, here and alone; `join` then gives its place."""
     if promised_world_size() > 1:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -43,14 +44,20 @@ class _Done(Exception):
     """All steps are taken."""
 
 
+class _Interrupted(BaseException):
+    """A signal came; no Exception, which the `except` of what it interrupts may catch."""
+
+
 class Rehearsal:
     """Looks at the steps of a run from where it asks for its batches, and ends them."""
 
     def __init__(self, config: Config, place: Place) -> None:
         self._config, self._place = config, place
+        self._entered = time.perf_counter()
         self._begun: list[float] = []  # when each step asked for its first batch
         self._waited: list[float] = []  # seconds that each step waited for batches
         self._about: list[tuple[str, str]] = []
+        self._interrupted = False
 
     def observed(
         self,
@@ -63,6 +70,8 @@ class Rehearsal:
         """`batches` of a run on `samples` samples, the last thing before its steps."""
         with closing(batches):
             for _ in range(STEPS):
+                if self._interrupted:  # where the error was lost, as in a hook of os.fork
+                    raise _Interrupted
                 self._begun.append(self._now())
                 self._waited.append(0.0)
                 for _ in settings.micro_batches:
@@ -78,6 +87,11 @@ class Rehearsal:
                 *self._sizes(ddp_model, optimizer, settings),
             ]
             raise _Done
+
+    def interrupt(self, _number: int, _frame: FrameType | None) -> NoReturn:
+        """End the rehearsal for a signal."""
+        self._interrupted = True
+        raise _Interrupted
 
     def _now(self) -> float:
         if self._place.device.type == "cuda":
@@ -129,38 +143,50 @@ class Rehearsal:
 
     def text(self, checkpoint_bytes: int | None) -> str:
         """What was found, for a person; `checkpoint_bytes` of rank 0's file, where there is one."""
-        place, workers = self._place, self._config.data.workers
-        lines = [*self._about]
-        if checkpoint_bytes is not None:
-            lines += [("checkpoint", f"{_size(checkpoint_bytes)}, written by this rank")]
-        elif is_rank0():
-            lines += [("checkpoint", "not measured: it could not be written here")]
-        else:
-            lines += [("checkpoint", "rank 0 writes it: --rank 0 shows its size")]
-        steps = [
-            after - before for before, after in zip(self._begun, self._begun[1:], strict=False)
-        ]
-        taken = [step - waited for step, waited in zip(steps, self._waited, strict=True)][1:-1]
-        on_gpu = place.device.type == "cuda"
-        what = "of GPU memory" if on_gpu else "resident"
-        others = f", without its {_of(workers, 'data worker')}" if workers else ""
-        lines += [
-            (
-                "memory",
-                f"{_size(peak_bytes(place.device))} {what}, at most in this process{others}",
-            ),
-            ("computing", f"{1e3 * median(taken):.4g} ms a step on this machine, without the wire"),
-            (
-                "loader",
-                f"{1e3 * median(self._waited[1:-1]):.3g} ms a step of waiting for it, "
-                f"{1e3 * self._waited[0]:.3g} ms for the first batch",
-            ),
-        ]
+        place = self._place
         head = (
             f"rehearsed: rank {place.rank:,} of {place.world_size:,}, {STEPS} steps alone on "
             f"{_machine(place.device)}; nothing was kept"
         )
+        lines = [*self._about, *self._costs(checkpoint_bytes)]
         return "\n".join([head, *(f"  {name:11} {value}" for name, value in lines)])
+
+    def _costs(self, checkpoint_bytes: int | None) -> Iterator[tuple[str, str]]:
+        """What was measured."""
+        if checkpoint_bytes is not None:
+            yield "checkpoint", f"{_size(checkpoint_bytes)}, written by this rank"
+        elif is_rank0():
+            yield "checkpoint", "not measured: it could not be written here"
+        else:
+            yield "checkpoint", "rank 0 writes it: --rank 0 shows its size"
+        on_gpu, workers = self._place.device.type == "cuda", self._config.data.workers
+        yield (
+            "memory",
+            (
+                f"{_size(peak_bytes(self._place.device))} at most, "
+                f"{'by tensors on the GPU' if on_gpu else 'resident'}"
+                + (
+                    f"; its {_of(workers, 'data worker')} not counted"
+                    if workers and not on_gpu
+                    else ""
+                )
+            ),
+        )
+        start_s = self._begun[0] - self._entered
+        yield (
+            "start",
+            f"{start_s:,.2f} s until the first step: data, network, two passes to warm up",
+        )
+        steps = [after - before for before, after in pairwise(self._begun)]
+        taken = [step - waited for step, waited in zip(steps, self._waited, strict=True)]
+        yield "computing", f"{_ms(median(taken[1:-1]))} a step on this machine, without the wire"
+        yield (
+            "loader",
+            (
+                f"{_ms(median(self._waited[1:-1]))} a step of waiting for it, "
+                f"{_ms(self._waited[0])} for the first"
+            ),
+        )
 
 
 @contextmanager
@@ -169,13 +195,12 @@ def rehearsed(plan: Plan, place: Place) -> Iterator[tuple[Plan, Rehearsal]]:
     rehearsal = Rehearsal(plan.config, place)
     watch.limit(watch.START_TIMEOUT_S, watch.START_TIMEOUT_S)  # of a machine that may be slow
     size = None
-    with _folder() as parent, _stopping(), _silent():
+    with _folder(compiles=plan.config.train.compile) as parent, _stopping(rehearsal), _silent():
         folder = claim(parent, "rehearsal", "none") if is_rank0() else None
+        path = parent if folder is None else folder.path
+        short = plan._replace(config=_shortened(plan.config), path=path, folder=folder)
         try:
-            yield (
-                plan._replace(config=_shortened(plan.config, parent), path=parent, folder=folder),
-                rehearsal,
-            )
+            yield short, rehearsal
         except _Done:
             pass
         finally:
@@ -189,43 +214,46 @@ def rehearsed(plan: Plan, place: Place) -> Iterator[tuple[Plan, Rehearsal]]:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder for all that is written meanwhile; torch's compiler keeps its cache there too."""
-    before = tempfile.gettempdir()
+def _folder(*, compiles: bool) -> Iterator[Path]:
+    """A folder for all that is written meanwhile, torch's compiler's cache included."""
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        moved = {"TORCHINDUCTOR_CACHE_DIR": folder}
+        if compiles:  # its headers are kept beside that cache
+            moved["TMPDIR"] = folder
+        before = {name: os.environ.get(name) for name in moved}
+        os.environ |= moved
+        tempfile.tempdir = None  # found again when it is asked for
         try:
             yield Path(folder)
         finally:
-            os.environ["TMPDIR"] = tempfile.tempdir = before
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+            tempfile.tempdir = None
 
 
-def _shortened(config: Config, parent: Path) -> Config:
+def _shortened(config: Config) -> Config:
     """`config` of a run that is not evaluated, nor told about, saved once, and never complete."""
     epochs = max(config.train.epochs, STEPS + 1)
     changes: dict[str, dict[str, Any]] = {
         "train": {"epochs": epochs, "eval_every": _NEVER},
         "save": {"every_steps": STEPS, "every_minutes": None},
         "log": {"every_steps": _NEVER, "tensorboard": False, "report": False},
-        "run": {"dir": parent, "name": "rehearsal"},
     }
     sections = {name: getattr(config, name).model_copy(update=c) for name, c in changes.items()}
     return config.model_copy(update=sections)
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def _stopping(rehearsal: Rehearsal) -> Iterator[None]:
     """A signal ends the rehearsal, which then removes what it wrote."""
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise Stopped(signal.Signals(number).name)
-
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
+            signal.signal(number, rehearsal.interrupt)
     try:
         yield
-    except Stopped as stopped:
+    except (_Interrupted, Stopped) as stopped:
         raise Stopped("the rehearsal was stopped by a signal; nothing was kept") from stopped
 
 
@@ -245,6 +273,10 @@ def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_of(torch.get_num_threads(), 'thread')} of this machine ({platform.machine()})"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.4g} ms"
 
 
 def _count(tensors: list[torch.nn.Parameter]) -> int:

@@ -1,5 +1,7 @@
 """Networks that only tests use."""
 
+import time
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -42,3 +44,22 @@ def alike_on_any_ranks(num_classes: int, in_channels: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(32 * 4 * 4, num_classes),
     )
+
+
+class Slow(nn.Module):
+    """A linear classifier that takes its time."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(in_channels * 64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 8, 8) -> logits (B, K)."""
+        time.sleep(0.3)
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+def slow(num_classes: int, in_channels: int) -> nn.Module:
+    """A network of 0.3 s a step."""
+    return Slow(num_classes, in_channels)

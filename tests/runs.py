@@ -49,6 +49,7 @@ def _one_rank(rank: int, world_size: int, port: int, arguments: list[str]) -> No
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )

@@ -354,6 +354,20 @@ if rank == "0":
 """
 
 
+@pytest.mark.parametrize("flag", [["--rehearse", "8"], ["--rehearse=8"]])
+def test_a_rehearsal_is_started_as_the_one_process_that_it_is(launch, flag):
+    launch.without_environment()
+    note = launch.folder / "note"
+    (launch.root / "train.py").write_text(
+        "import os, sys\n"
+        f"open({str(note)!r}, 'w').write(repr((sys.argv[1:], 'RANK' in os.environ)))\n"
+        "sys.exit(2)\n"
+    )
+    assert launch(*flag, "--rank", "3", "seed=1", NPROC="4", VIRTUAL_ENV=sys.prefix) == (2, "")
+    assert note.read_text() == repr(([*flag, "--rank", "3", "seed=1"], False))
+    assert launch("--rehearse", "0", VIRTUAL_ENV=sys.prefix)[1].startswith("error: --rehearse 0: a")
+
+
 def test_the_real_torchrun_starts_the_ranks_and_the_code_comes_back(launch):
     launch.without_environment()
     (launch.root / "train.py").write_text(RANKS)
