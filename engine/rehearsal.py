@@ -128,7 +128,7 @@ class Rehearsal:
         parameters = list(ddp_model.module.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         yield "parameters", f"{_count(parameters):,}, of which {_count(trained):,} are trained"
-        ranks = f"{settings.world_size:,} ranks"
+        ranks = _of(settings.world_size, "rank")
         if self._config.ddp.exact:
             rounds = settings.world_size.bit_length() - 1
             how = f"exchanged {rounds} times to add up {ranks}"

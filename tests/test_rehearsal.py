@@ -153,31 +153,41 @@ def test_exact_mode_is_rehearsed(told: Told) -> None:
     assert line(output, "gradients").endswith("a step, exchanged 6 times to add up 64 ranks")
 
 
-MISTAKES = {
+BEFORE_RANKS_MEET = {
     "batch": (("train.global_batch=96",), "cannot be divided by 1024 processes; it can by 1, 2, 3"),
-    "dataset": (("train.global_batch=4096",), "has 1438 training samples, fewer than one global"),
     "shards": ((FITS, "ddp.exact=true"), "8 shards cannot be shared by 1024 processes"),
     "weights": ((FITS, "model.weights=none.pt"), "model.weights: there is no file none.pt"),
-    "data": ((FITS, "data.name=image_folder", "data.path=none"), "none"),
     "optimizer": ((FITS, "optim.name=sgdd"), "did you mean 'sgd'?"),
     "schedule": ((FITS, "optim.schedule=cosin"), "did you mean 'cosine'?"),
     "model": ((FITS, "model.name=small_resnett"), "did you mean 'small_resnet'?"),
-    "pattern": ((FITS, "model.freeze=[nothing.*]"), "nothing.*"),
-    "metric": ((FITS, "train.best_metric=acuracy"), "did you mean 'accuracy'?"),
-    "matched": ((FITS, "model.name=cifar_resnet18"), "small_resnet_fashion_mnist.pt"),
     "key": ((FITS, "optim.lrr=1"), "did you mean 'lr'?"),
 }
+ON_EVERY_RANK = {
+    "dataset": (("train.global_batch=4096",), "has 1438 training samples, fewer than one global"),
+    "data": ((FITS, "data.name=image_folder", "data.path=none"), "none is not a folder"),
+    "pattern": ((FITS, "model.freeze=[nothing.*]"), "model.freeze: 'nothing.*'"),
+    "metric": ((FITS, "train.best_metric=acuracy"), "did you mean 'accuracy'?"),
+    "matched": ((FITS, "model.name=cifar_resnet18"), "small_resnet_fashion_mnist.pt"),
+}
 if not torch.cuda.is_available():
-    MISTAKES["norm"] = ((FITS, "ddp.sync_batchnorm=true"), "torch has SyncBatchNorm for GPUs only")
+    norm = ((FITS, "ddp.sync_batchnorm=true"), "torch has SyncBatchNorm for GPUs only")
+    BEFORE_RANKS_MEET["norm"] = norm
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_what_the_job_would_not_take_is_told_once_by_any_rank(told: Told, name: str) -> None:
-    arguments, expected = MISTAKES[name]
+@pytest.mark.parametrize("name", BEFORE_RANKS_MEET)
+def test_what_rank_0_would_refuse_is_told_by_any_rank(told: Told, name: str) -> None:
+    arguments, expected = BEFORE_RANKS_MEET[name]
+    code, output = told("--rehearse", "1024", "--rank", "777", *arguments)
+    assert (code, output.count(expected)) == (2, 1), output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", ON_EVERY_RANK)
+def test_what_every_rank_meets_is_told_in_the_same_words_by_each(told: Told, name: str) -> None:
+    arguments, expected = ON_EVERY_RANK[name]
     answers = {told("--rehearse", "1024", "--rank", rank, *arguments) for rank in ("0", "777")}
     [(code, output)] = answers
-    assert code == 2
-    assert output.count(expected) == 1
+    assert (code, output.count(expected)) == (2, 1), output
     assert "Traceback" not in output
 
 
