@@ -3,6 +3,7 @@
 Every process writes its own line; any of them reads the line of one that is stopped or dead.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -10,8 +11,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-# pid (0: nobody yet), rank, steps done, monotonic clock of the last change, phase, left
-_LINE = struct.Struct("=iiqd16s?")
+# pid (0: nobody yet), rank, steps done, monotonic clock of the last change, phase, seconds that it
+# may be silent there, left
+_LINE = struct.Struct("=iiqd16sd?")
 _LINE_BYTES = 64
 
 
@@ -23,6 +25,7 @@ class Standing(NamedTuple):
     step: int  # optimizer steps done
     phase: str
     silent_s: float
+    limit_s: float  # of its silence in this phase, as far as it knows
     left: bool  # it ended on purpose
 
 
@@ -41,16 +44,24 @@ class Board:
             os.close(descriptor)
         self._lines, self._at, self._rank = lines, mine * _LINE_BYTES, rank
         self._pid = os.getpid()
-        self._phase, self._step = "", 0
+        self._phase, self._step, self._limit_s = b"", 0, math.inf
 
     def mark(
-        self, phase: str | None = None, step: int | None = None, *, left: bool = False
+        self,
+        phase: str | None = None,
+        step: int | None = None,
+        limit_s: float | None = None,
+        *,
+        left: bool = False,
     ) -> None:
-        """Note that this process moved: into `phase`, with `step` steps done (None: as before)."""
+        """Note that this process moved: into `phase`, with `step` steps done, where it may be
+        silent for `limit_s` (None: as before)."""
         if phase is not None:
-            self._phase = phase
+            self._phase = phase.encode()
         if step is not None:
             self._step = step
+        if limit_s is not None:
+            self._limit_s = limit_s
         _LINE.pack_into(
             self._memory,
             self._at,
@@ -58,7 +69,8 @@ class Board:
             self._rank,
             self._step,
             time.monotonic(),
-            self._phase.encode(),
+            self._phase,
+            self._limit_s,
             left,
         )
 
@@ -66,10 +78,10 @@ class Board:
         """Every process of this host that has written its line."""
         found, now = [], time.monotonic()
         for at in range(0, self._lines * _LINE_BYTES, _LINE_BYTES):
-            pid, rank, step, changed, phase, left = _LINE.unpack_from(self._memory, at)
+            pid, rank, step, changed, phase, limit_s, left = _LINE.unpack_from(self._memory, at)
             if pid:
                 name = phase.rstrip(b"\0").decode(errors="replace")
-                found.append(Standing(rank, pid, step, name, now - changed, left))
+                found.append(Standing(rank, pid, step, name, now - changed, limit_s, left))
         return found
 
 

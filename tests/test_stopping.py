@@ -14,7 +14,7 @@ from checkpoint.open import read
 from tests.faults import Fault, meet
 from tests.runs import QUICK, assert_same_bits, outcome, run
 
-OPTIONS = ("save.every_steps=null", "train.eval_batch=8", "train.epochs=4")
+OPTIONS = ("save.every_steps=null", "train.eval_batch=8", "train.epochs=8")
 
 
 class Case(NamedTuple):
@@ -62,7 +62,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step_and_none_is_lost(
     ]
     # The row of an evaluation that was cut short is written when it is done.
     done = rows[-1]["step"] + stopped["owes_evaluation"]
-    assert stopped["step"] == done < 56
+    assert stopped["step"] == done < 112
     assert stopped["owes_evaluation"] or case.phase != "evaluation"
 
     again = ("--resume", "auto", "--config", "configs/quickstart.yaml")
