@@ -84,3 +84,15 @@ def report(guilty: list[Answer]) -> str:
         if one.stack:
             lines = [f"rank {one.standing.rank} was here:\n{one.stack.rstrip()}", *lines]
     return "\n".join(lines)
+
+
+def sentence(guilty: list[Answer], judge: int, *, frozen: bool) -> dict[str, Any]:
+    """The letter that ends all ranks because some hang; `frozen`: they cannot end themselves."""
+    return {
+        "code": 1,
+        "line": one_line([(one.standing, one.host) for one in guilty], "hangs"),
+        "report": report(guilty),
+        "culprits": [one.standing.rank for one in guilty],
+        "frozen": frozen,
+        "judge": judge,
+    }

@@ -6,8 +6,11 @@ Every process writes its own line; any of them reads the line of one that is sto
 import math
 import mmap
 import os
+import signal
 import struct
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +86,25 @@ class Board:
                 name = phase.rstrip(b"\0").decode(errors="replace")
                 found.append(Standing(rank, pid, step, name, now - changed, limit_s, left))
         return found
+
+    def kill(self, ranks: Sequence[int]) -> None:
+        """Kill those of `ranks` that are on this host; one that only holds Python's lock shows its
+        stack before."""
+        pids = [s.pid for s in self.standings() if s.rank in ranks and not s.left]
+        for number, wait_s in ((signal.SIGUSR2, 0.3), (signal.SIGKILL, 0.0)):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(wait_s)
+
+
+def open_board(rank: int) -> Board:
+    """The board of this host's ranks, where their launcher gives them a common folder."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if own is None or not Path(own).parents[1].is_dir():
+        return Board(None, 1, 0, rank)
+    many, mine = (int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("WORLD_SIZE", 1), ("RANK", 0)))
+    return Board(Path(own).parents[1] / "board", many, mine, rank)
 
 
 def is_gone(pid: int) -> bool:

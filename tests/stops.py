@@ -30,9 +30,9 @@ class Case(NamedTuple):
         return f"{names} to {whom} in {self.phase}, {self.workers} workers"
 
 
-def unbroken(folder: Path, epochs: int = EPOCHS) -> Path:
+def unbroken(folder: Path, *options: str) -> Path:
     """The run folder of a run in `folder` that nobody stops."""
-    run(2, *QUICK, *OPTIONS, f"train.epochs={epochs}", f"run.dir={folder}")
+    run(2, *QUICK, *OPTIONS, f"train.epochs={EPOCHS}", f"run.dir={folder}", *options)
     return folder / "run"
 
 

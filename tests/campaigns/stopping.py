@@ -1,6 +1,6 @@
 """Every signal to every target in every phase, and to a real launch.sh and torchrun.
 
-python -m tests.campaigns.stopping [forked] [again] [launched]        15 minutes on two processors
+python -m tests.campaigns.stopping [forked] [again] [launched] [PHASE ...]      15 minutes in all
 
 forked: SIGTERM, SIGINT, SIGUSR1 to each rank and to all with their workers and writer; again: more
 than one signal; launched: what a person or a scheduler signals. Ends with a line for each signal.
@@ -24,7 +24,10 @@ from tests.stops import MOST_S, OPTIONS, Case, assert_saved, go_on, stopped_run,
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASES = ("data", "step", "save", "evaluation")
-LAUNCHED_EPOCHS = 60  # long enough to meet it on its way
+PARTS = ("forked", "again", "launched")
+# Long enough to meet it on its way.
+LONG_STEPS = 40 * 14
+LONG = ("train.epochs=40", "train.eval_every=20", "data.workers=2")
 
 
 def forked() -> Iterator[Case]:
@@ -46,7 +49,7 @@ def launched() -> Iterator[tuple[str, int]]:
 
 def stopped_launch(target: str, number: int, folder: Path, whole_run: Path) -> float:
     """As stops.stopped_run, of a job of launch.sh, of which `target` gets signal `number`."""
-    options = (*QUICK, *OPTIONS, f"train.epochs={LAUNCHED_EPOCHS}", "data.workers=2")
+    options = (*QUICK, *OPTIONS, *LONG)
     job = subprocess.Popen(
         [ROOT / "launch.sh", *options, f"run.dir={folder}"],
         env={**os.environ, "NPROC": "2", "OMP_NUM_THREADS": "1"}
@@ -70,7 +73,7 @@ def stopped_launch(target: str, number: int, folder: Path, whole_run: Path) -> f
     assert "Traceback" not in said, said
     left = descendants(job.pid)
     assert not left, f"left {left}"
-    assert_saved(folder / "run", LAUNCHED_EPOCHS * 14)
+    assert_saved(folder / "run", LONG_STEPS)
     go_on(folder, whole_run, *options)
     return seconds
 
@@ -132,16 +135,18 @@ def cell(name: str, cell_run: Callable[[Path], float]) -> float | None:
 
 def main(chosen: list[str]) -> int:
     """The number of cells in which something was wrong."""
+    assert {*chosen} <= {*PARTS, *PHASES}, f"parts: {', '.join(PARTS)}; {', '.join(PHASES)}"
+    parts = [part for part in chosen if part in PARTS] or PARTS
+    phases = [phase for phase in chosen if phase in PHASES] or PHASES
     told: dict[str, list[float | None]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        if not chosen or {"forked", "again"} & {*chosen}:
-            whole = unbroken(Path(folder))
-            for part, cases in (("forked", forked()), ("again", again())):
-                for case in cases if not chosen or part in chosen else ():
-                    names = " ".join(signal.Signals(number).name for number in case.signals)
-                    told[names].append(cell(str(case), lambda f, c=case: stopped_run(c, f, whole)))
-        if not chosen or "launched" in chosen:
-            long = unbroken(Path(folder) / "long", LAUNCHED_EPOCHS)
+        whole = unbroken(Path(folder))
+        cases = [*(forked() if "forked" in parts else ()), *(again() if "again" in parts else ())]
+        for case in (case for case in cases if case.phase in phases):
+            names = " ".join(signal.Signals(number).name for number in case.signals)
+            told[names].append(cell(str(case), lambda f, c=case: stopped_run(c, f, whole)))
+        if "launched" in parts:
+            long = unbroken(Path(folder) / "long", *LONG)
             for target, number in launched():
                 name = f"{signal.Signals(number).name} to {target}"
                 took = cell(name, lambda f, t=target, n=number: stopped_launch(t, n, f, long))
