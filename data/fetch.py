@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data.forked import LivingForkContext
 from data.order import Indices
 from utils.errors import BadInput
 
@@ -110,7 +111,7 @@ def fetch_ahead(
             pin_memory=pin,
             worker_init_fn=partial(_end_with, os.getpid()),
             generator=torch.Generator(),  # or starting workers would draw from the global one
-            multiprocessing_context="fork",  # shares the dataset and torch with this process
+            multiprocessing_context=LivingForkContext(),  # shares the dataset and torch with this
         )
         batches: Any = iter(loader)
     # Workers are deaf to SIGTERM, so multiprocessing's own end-of-process join would wait for ever.

@@ -27,28 +27,32 @@ class Answer(NamedTuple):
 
 
 def blame(
-    answers: list[Answer], silent: Mapping[int, Answer | None], limit: Callable[[str], float]
+    answers: list[Answer], silent: Mapping[int, Answer | None], limit_s: Callable[[Standing], float]
 ) -> list[Answer]:
     """The ranks that hold up all others; none while the one they wait for is within its time.
 
     `silent` holds the ranks that did not answer. A rank without anything known of it never started.
     """
+
+    def is_late(one: Answer, share: float = 1.0) -> bool:
+        return one.standing.silent_s > share * limit_s(one.standing)
+
     never = [rank for rank, known in silent.items() if known is None]
-    unknown = [Answer(Standing(rank, 0, 0, "", 0.0, False), "", -1, "") for rank in never]
-    known = [one for one in silent.values() if one is not None]
-    stopped = [one for one in known if one.standing.silent_s > limit(one.standing.phase)] + unknown
-    if stopped or not answers:
-        return stopped
+    unknown = [Answer(Standing(rank, 0, 0, "", 0.0, 0.0, False), "", -1, "") for rank in never]
+    known = [one for one in silent.values() if one is not None and not one.standing.left]
+    stopped = [one for one in known if is_late(one)] + unknown
+    if stopped or known or not answers:
+        return stopped  # whoever did not answer may be what the others wait for
 
     def behind(one: Answer) -> tuple[int, bool]:
         return one.begun, one.standing.phase == "meeting"
 
     least = min(map(behind, answers))
     last = [one for one in answers if behind(one) == least and not one.standing.left]
-    if not any(one.standing.silent_s > limit(one.standing.phase) for one in last):
+    if not any(map(is_late, last)):
         return []
     # All of them inside one collective became silent at nearly the same time.
-    return [one for one in last if one.standing.silent_s > 0.8 * limit(one.standing.phase)]
+    return [one for one in last if is_late(one, 0.8)]
 
 
 def one_line(found: list[tuple[Standing, str]], what: str) -> str:
@@ -80,3 +84,15 @@ def report(guilty: list[Answer]) -> str:
         if one.stack:
             lines = [f"rank {one.standing.rank} was here:\n{one.stack.rstrip()}", *lines]
     return "\n".join(lines)
+
+
+def sentence(guilty: list[Answer], judge: int, *, frozen: bool) -> dict[str, Any]:
+    """The letter that ends all ranks because some hang; `frozen`: they cannot end themselves."""
+    return {
+        "code": 1,
+        "line": one_line([(one.standing, one.host) for one in guilty], "hangs"),
+        "report": report(guilty),
+        "culprits": [one.standing.rank for one in guilty],
+        "frozen": frozen,
+        "judge": judge,
+    }

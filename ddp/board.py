@@ -3,15 +3,20 @@
 Every process writes its own line; any of them reads the line of one that is stopped or dead.
 """
 
+import math
 import mmap
 import os
+import signal
 import struct
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-# pid (0: nobody yet), rank, steps done, monotonic clock of the last change, phase, left
-_LINE = struct.Struct("=iiqd16s?")
+# pid (0: nobody yet), rank, steps done, monotonic clock of the last change, phase, seconds that it
+# may be silent there, left
+_LINE = struct.Struct("=iiqd16sd?")
 _LINE_BYTES = 64
 
 
@@ -23,6 +28,7 @@ class Standing(NamedTuple):
     step: int  # optimizer steps done
     phase: str
     silent_s: float
+    limit_s: float  # of its silence in this phase, as far as it knows
     left: bool  # it ended on purpose
 
 
@@ -41,16 +47,24 @@ class Board:
             os.close(descriptor)
         self._lines, self._at, self._rank = lines, mine * _LINE_BYTES, rank
         self._pid = os.getpid()
-        self._phase, self._step = "", 0
+        self._phase, self._step, self._limit_s = b"", 0, math.inf
 
     def mark(
-        self, phase: str | None = None, step: int | None = None, *, left: bool = False
+        self,
+        phase: str | None = None,
+        step: int | None = None,
+        limit_s: float | None = None,
+        *,
+        left: bool = False,
     ) -> None:
-        """Note that this process moved: into `phase`, with `step` steps done (None: as before)."""
+        """Note that this process moved: into `phase`, with `step` steps done, where it may be
+        silent for `limit_s` (None: as before)."""
         if phase is not None:
-            self._phase = phase
+            self._phase = phase.encode()
         if step is not None:
             self._step = step
+        if limit_s is not None:
+            self._limit_s = limit_s
         _LINE.pack_into(
             self._memory,
             self._at,
@@ -58,7 +72,8 @@ class Board:
             self._rank,
             self._step,
             time.monotonic(),
-            self._phase.encode(),
+            self._phase,
+            self._limit_s,
             left,
         )
 
@@ -66,11 +81,30 @@ class Board:
         """Every process of this host that has written its line."""
         found, now = [], time.monotonic()
         for at in range(0, self._lines * _LINE_BYTES, _LINE_BYTES):
-            pid, rank, step, changed, phase, left = _LINE.unpack_from(self._memory, at)
+            pid, rank, step, changed, phase, limit_s, left = _LINE.unpack_from(self._memory, at)
             if pid:
                 name = phase.rstrip(b"\0").decode(errors="replace")
-                found.append(Standing(rank, pid, step, name, now - changed, left))
+                found.append(Standing(rank, pid, step, name, now - changed, limit_s, left))
         return found
+
+    def kill(self, ranks: Sequence[int]) -> None:
+        """Kill those of `ranks` that are on this host; one that only holds Python's lock shows its
+        stack before."""
+        pids = [s.pid for s in self.standings() if s.rank in ranks and not s.left]
+        for number, wait_s in ((signal.SIGUSR2, 0.3), (signal.SIGKILL, 0.0)):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(wait_s)
+
+
+def open_board(rank: int) -> Board:
+    """The board of this host's ranks, where their launcher gives them a common folder."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if own is None or not Path(own).parents[1].is_dir():
+        return Board(None, 1, 0, rank)
+    many, mine = (int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("WORLD_SIZE", 1), ("RANK", 0)))
+    return Board(Path(own).parents[1] / "board", many, mine, rank)
 
 
 def is_gone(pid: int) -> bool:

@@ -61,7 +61,6 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     The device is set before the group starts, and NCCL is bound to it, so that nothing of this
     process lands on another process's GPU. `timeout_s` bounds the meeting and every collective.
     """
-    watch.mark("meeting")
     if is_rehearsal():
         return Place(dist.get_rank(), 0, dist.get_world_size(), _device(0))
     rank, world_size = int(os.environ.get("RANK", "0")), promised_world_size()
@@ -69,12 +68,14 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     device = _device(local_rank)
     on_gpu = device.type == "cuda"
     alone = "RANK" not in os.environ
+    store = HashStore() if alone else _store(timeout_s)  # no port is opened for one process
+    watch.mark("meeting")
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=timeout_s),
         rank=rank,
         world_size=world_size,
-        store=HashStore() if alone else _store(timeout_s),  # no port is opened for one process
+        store=store,
         device_id=device if on_gpu else None,
     )
     watch.met()

@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # Seconds from one question to the next: short beside the time that a signal leaves to save, long
 # beside what asking costs.
-_ASK_EVERY_S = 0.5
+_ASK_EVERY_S = 1.0
 MOST_BOUNDARIES = 64  # from one question to the next, lest a run that turns slow does not answer
 
 
@@ -72,7 +72,8 @@ class Votes:
         self._alone = world_size() == 1
         self._mine = [0, 0, 0]
         self._work: dist.Work | None = None
-        self._sent = torch.zeros(4, dtype=torch.int32, device=group_device())
+        self._row = torch.zeros(4, dtype=torch.int32)
+        self._sent = self._row.to(group_device())  # the same one on a CPU
         self._passed, self._to_pass = 0, 1
         self._asked_at = time.monotonic()
         self.wishes = Wishes()  # the newest answer; one to stop stays
@@ -114,7 +115,9 @@ class Votes:
         now = time.monotonic()
         mean_us = (now - self._asked_at) / self._passed * 1e6
         self._passed, self._asked_at = 0, now
-        self._sent.copy_(torch.tensor([*self._mine, min(2**30, int(mean_us))], dtype=torch.int32))
+        self._row.numpy()[:] = (*self._mine, min(2**30, int(mean_us)))
+        if self._sent is not self._row:
+            self._sent.copy_(self._row)
         self._work = dist.all_reduce(self._sent, op=dist.ReduceOp.MAX, async_op=True)
         return self.wishes
 

@@ -5,7 +5,7 @@ the board; nothing travels while all is well. When somebody is silent for longer
 allows, one rank asks all of them: those that do not answer have stopped, and of those that do, the
 one that has begun the fewest collectives is what the others wait for. It is named with its stack,
 and every process ends; one that cannot end itself is killed by its neighbours, so that the launcher
-blames it and no other.
+blames it and no other. Of a rank that died without a word its neighbours tell.
 """
 
 import ctypes
@@ -13,20 +13,18 @@ import faulthandler
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from ddp.blame import Answer, blame, one_line, report
-from ddp.board import Board, Standing, is_gone
+from ddp.bell import Bell, heard_early
+from ddp.blame import Answer, blame, one_line, sentence
+from ddp.board import Standing, is_gone, open_board
+from ddp.inquiry import ANSWERS_S, answer, ask, note, reply, stack
 from ddp.mail import Letter, Mail, has_launcher_store, is_elastic
 
 T = TypeVar("T")
@@ -34,7 +32,8 @@ T = TypeVar("T")
 START_TIMEOUT_S = 1800.0  # until the configuration is known
 _BAD_INPUT = 2  # bad input: one message, by the rank that found it
 _LEFT = 75  # to be gone on with: of an elastic job, without the host that found it
-_ANSWERS_S = 2.0  # a living process on a crowded machine answers within this
+_LOOKS_EVERY_S = 1.0
+_BEFORE_STEPS = ("start", "meeting")
 _TOLD_EVERY_S = 15.0  # how often a rank leaves its place where other hosts find it
 _OTHERS_WAIT_S = 0.6  # the launcher blames the process that ends first
 _PR_SET_PDEATHSIG = 1
@@ -56,26 +55,17 @@ class Watch:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.host = socket.gethostname()
         self._on_end = on_end
-        self._limits = {"start": START_TIMEOUT_S, "": START_TIMEOUT_S}
-        self._board = self._open_board()
+        self._limits = dict.fromkeys((*_BEFORE_STEPS, ""), START_TIMEOUT_S)
+        self._board = open_board(self.rank)
         self._mail: Mail | None = None
         self._closed = threading.Event()
         self._ending = threading.Lock()
         self._patient_until = 0.0
+        self._bell = Bell()
         self.mark("start", 0)
         if self.world_size > 1 and has_launcher_store():
             self.open_mail()
         threading.Thread(target=self._look, name="watch", daemon=True).start()
-
-    def _open_board(self) -> Board:
-        """The board of this host's ranks, where their launcher gives them a common folder."""
-        own = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        local, many = (
-            int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1))
-        )
-        if own is None or not Path(own).parents[1].is_dir():
-            return Board(None, 1, 0, self.rank)
-        return Board(Path(own).parents[1] / "board", many, local, self.rank)
 
     def open_mail(self) -> None:
         """Have letters read from now on, once."""
@@ -85,30 +75,55 @@ class Watch:
 
     def set_limits(self, start_s: float, hang_s: float) -> None:
         """How long a process may be silent: before its first step, and from then on."""
-        self._limits = {"start": start_s, "meeting": start_s, "": hang_s}
+        self._limits = {**dict.fromkeys(_BEFORE_STEPS, start_s), "": hang_s}
+        self._board.mark(limit_s=start_s)  # its neighbours may not know the configuration yet
 
     def mark(self, phase: str | None = None, step: int | None = None) -> None:
         """Note that this process moved."""
-        self._board.mark(phase, step)
+        self._board.mark(phase, step, None if phase is None else self._limit(phase))
+
+    def leave(self) -> None:
+        """From now on nobody is to wonder where this process is."""
+        self._board.mark(left=True)
 
     # The thread that looks.
 
     def _limit(self, phase: str) -> float:
         return self._limits.get(phase, self._limits[""])
 
+    def _limit_of(self, other: Standing) -> float:
+        return min(other.limit_s, self._limit(other.phase))
+
+    def _learn_limits(self, standings: Iterable[Standing]) -> None:
+        """Take over what others know of the configuration before this process does."""
+        for other in standings:
+            if other.phase in _BEFORE_STEPS and other.limit_s < self._limit(other.phase):
+                self._limits |= dict.fromkeys(_BEFORE_STEPS, other.limit_s)
+
     def _look(self) -> None:
         told = 0.0
-        while not self._closed.wait(min(1.0, min(self._limits.values()) / 10)):
+        while not self._closed.is_set():
+            heard = self._bell.wait(min(_LOOKS_EVERY_S, min(self._limits.values()) / 10))
             standings = [s for s in self._board.standings() if not s.left]
-            self._bury([s for s in standings if s.rank != self.rank and is_gone(s.pid)])
+            self._bury(self._dead(standings, among_all=bool(heard)))
+            if signal.SIGTERM in heard and signal.getsignal(signal.SIGTERM) is heard_early:
+                self._die()
             now = time.monotonic()
             if self._mail is not None and now - told >= _TOLD_EVERY_S:
                 told = now
                 for mine in (s for s in standings if s.rank == self.rank):
-                    self._mail.leave(f"at/{self.rank}", {"host": self.host, **mine._asdict()})
-            late = [s for s in standings if s.silent_s > self._limit(s.phase)]
+                    note(self._mail, mine, self.host)
+            self._learn_limits(standings)
+            late = [s for s in standings if s.silent_s > self._limit_of(s)]
             if late and now >= self._patient_until:
                 self._suspect(late)
+
+    def _dead(self, standings: list[Standing], *, among_all: bool) -> list[Standing]:
+        """The neighbours that run no more; each process only looks after the next one, until
+        something has happened."""
+        later = sorted((s for s in standings if s.rank != self.rank),
+                       key=lambda s: (s.rank < self.rank, s.rank))  # fmt: skip
+        return [s for s in (later if among_all else later[:1]) if is_gone(s.pid)]
 
     def _bury(self, dead: list[Standing]) -> None:
         """End the job because a neighbour died without a word; the first to see it tells all."""
@@ -116,11 +131,18 @@ class Watch:
             line = one_line([(s, self.host) for s in dead], "died")
             self._end_all({"code": 1, "line": line, "culprits": [s.rank for s in dead]})
 
+    def _die(self) -> None:
+        """End by the SIGTERM that came before the first step: there is nothing to save. A launcher
+        sends it when a rank has died, and then the neighbour that saw it first tells."""
+        self._closed.wait(_OTHERS_WAIT_S)
+        if not self._ending.locked():
+            ctypes.CDLL(None).signal(signal.SIGTERM, 0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _suspect(self, late: list[Standing]) -> None:
-        self._patient_until = time.monotonic() + 2 * _ANSWERS_S
         # Alone, or cut off from the others, whose store then answers nothing for ever.
-        myself = [Answer(s, self.host, -1, self._stack()) for s in late if s.rank == self.rank]
-        cut_off = threading.Timer(3 * _ANSWERS_S, self._end_myself, [myself])
+        myself = [Answer(s, self.host, -1, stack()) for s in late if s.rank == self.rank]
+        cut_off = threading.Timer(3 * ANSWERS_S, self._end_myself, [myself])
         cut_off.daemon = True
         cut_off.start()
         turn = 0 if self._mail is None else self._mail.count("judges")
@@ -128,55 +150,26 @@ class Watch:
             self._end_myself(myself)
             return
         if turn == 1:
-            answers, silent = self._ask()
-            guilty = blame(answers, silent, self._limit)
+            answers, silent = ask(self._mail, self.world_size)
+            self._learn_limits(one.standing for one in answers)
+            guilty = blame(answers, silent, self._limit_of)
             if guilty:
                 frozen = any(one.standing.rank in silent for one in guilty)
-                self._end_all(self._verdict(guilty, frozen=frozen))
-            elif answers:  # somebody is slow, but within its time
-                left = min(self._limit(a.standing.phase) - a.standing.silent_s for a in answers)
+                self._end_all(sentence(guilty, self.rank, frozen=frozen))
+            else:  # somebody is slow, but within its time
+                known = [one.standing for one in (*answers, *silent.values()) if one is not None]
+                left = min(
+                    (self._limit_of(s) - s.silent_s for s in known if not s.left), default=0.0
+                )
                 self._patient_until = time.monotonic() + max(0.5, left)
+        else:  # another judges, and may not see what this one sees
+            self._patient_until = time.monotonic() + 0.5
         self._mail.count("judges", by=-1)
         cut_off.cancel()
 
     def _end_myself(self, myself: list[Answer]) -> None:
         if myself:
-            self._end(self._verdict(myself, frozen=False))
-
-    def _verdict(self, guilty: list[Answer], *, frozen: bool) -> Letter:
-        ranks = [one.standing.rank for one in guilty]
-        return {
-            "code": 1,
-            "line": one_line([(one.standing, one.host) for one in guilty], "hangs"),
-            "report": report(guilty),
-            "culprits": ranks,
-            "frozen": frozen,
-            "judge": self.rank,
-        }
-
-    def _ask(self) -> tuple[list[Answer], dict[int, Answer | None]]:
-        """Every rank's answer, and of those that gave none what is known of them."""
-        assert self._mail is not None
-        case = self._mail.count("cases")
-        self._mail.send(range(self.world_size), {"asked": case})
-        until = time.monotonic() + _ANSWERS_S
-        answers: dict[int, Answer] = {}
-        while len(answers) < self.world_size and time.monotonic() < until:
-            time.sleep(0.1)
-            for rank in range(self.world_size):
-                letter = None if rank in answers else self._mail.find(f"answer/{case}/{rank}")
-                if letter is not None:
-                    answers[rank] = Answer.read(letter)
-        seen = {s.rank: (s, a.host) for a in answers.values() for s in a.neighbours}
-        silent: dict[int, Answer | None] = {}
-        for rank in set(range(self.world_size)) - set(answers):
-            silent[rank] = None
-            if rank in seen:
-                silent[rank] = Answer(*seen[rank], -1, "")
-            elif (last := self._mail.find(f"at/{rank}")) is not None:
-                host = last.pop("host")
-                silent[rank] = Answer(Standing(**last | {"silent_s": 1e9}), host, -1, "")
-        return list(answers.values()), silent
+            self._end(sentence(myself, self.rank, frozen=False))
 
     # The thread that reads letters.
 
@@ -184,26 +177,11 @@ class Watch:
         assert self._mail is not None
         for letter in self._mail.letters():
             if "asked" in letter:
-                self._mail.leave(f"answer/{letter['asked']}/{self.rank}", self._answer().written())
+                reply(self._mail, letter["asked"], answer(self._board, self.rank, self.host))
             elif "line" in letter:
                 self._end(letter)
             else:
                 return
-
-    def _answer(self) -> Answer:
-        standings = self._board.standings()
-        [mine] = [s for s in standings if s.rank == self.rank]
-        others = [s for s in standings if s.rank != self.rank]
-        begun = -1
-        with suppress(RuntimeError, ValueError):
-            if dist.is_initialized():
-                group: Any = dist.group.WORLD
-                begun = group._get_sequence_number_for_group()
-        return Answer(mine, self.host, begun, self._stack(), others)
-
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        return "".join(traceback.format_stack(frame)[-16:]) if frame else ""
 
     # The end.
 
@@ -225,9 +203,9 @@ class Watch:
         elif code not in (0, _BAD_INPUT) and not guilty:
             _say(f"[rank {self.rank}] ends: {line}")
         code = self._on_end(code, line, verdict.get("final", False))
-        self._board.mark(left=True)
+        self.leave()
         if verdict.get("frozen"):
-            self._kill([rank for rank in verdict["culprits"] if rank != self.rank])
+            self._board.kill([rank for rank in verdict["culprits"] if rank != self.rank])
         if guilty and "report" in verdict:
             with suppress(OSError):
                 get_error_handler().record_exception(Hang(line))
@@ -244,22 +222,12 @@ class Watch:
             and not {0, *here} & set(verdict["culprits"])
         )
 
-    def _kill(self, ranks: list[int]) -> None:
-        """Kill those of `ranks` that are on this host; one that only holds Python's lock shows its
-        stack before."""
-        pids = [s.pid for s in self._board.standings() if s.rank in ranks and not s.left]
-        for number, wait_s in ((signal.SIGUSR2, 0.3), (signal.SIGKILL, 0.0)):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            time.sleep(wait_s)
-
     def fail(self, code: int, reason: str, *, final: bool) -> str:
         """Tell all ranks that this one ends, and why; then the caller ends it. Returns the line."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)  # a verdict is being carried out, and ends the process
-        mine = self._answer().standing
-        self._board.mark(left=True)
+        mine = answer(self._board, self.rank, self.host).standing
+        self.leave()
         line = one_line([(mine, self.host)], "failed") + f": {reason}"
         if self._mail is not None:
             others = [rank for rank in range(self.world_size) if rank != self.rank]
@@ -271,13 +239,18 @@ class Watch:
     def await_verdict(self, seconds: float) -> None:
         """Wait for the reason why another rank is gone; does not return when one comes."""
         if self._mail is not None:
+            self._bell.ring()
             time.sleep(seconds)
         if self._ending.locked():
             time.sleep(60)
 
     def close(self) -> None:
         """Stop watching. What is left of this process ends within the hang limit, or is ended."""
+        if not self._ending.acquire(blocking=False):
+            time.sleep(60)  # a verdict is being carried out, and ends the process
         self._closed.set()
+        self._ending.release()
+        self._bell.ring()
         self._board.mark("end", left=True)
         if self._mail is not None:
             self._mail.send([self.rank], {})
@@ -301,6 +274,8 @@ def begin(on_end: OnEnd) -> None:
     if has_launcher_store():  # a launcher that is killed cannot end its ranks: they save and stop
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     _watch = Watch(on_end)
+    if has_launcher_store():
+        signal.signal(signal.SIGTERM, heard_early)
 
 
 def limit(start_s: float, hang_s: float) -> None:
@@ -343,7 +318,7 @@ def fail(code: int, reason: str, *, final: bool = False) -> str:
 def leave_quietly() -> None:
     """All ranks end together and know why: nobody is to wonder where this one is."""
     if _watch is not None:
-        _watch._board.mark(left=True)
+        _watch.leave()
 
 
 def await_verdict(seconds: float = 4.0) -> None:

@@ -99,6 +99,8 @@ def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
     except Exception as error:
         if folder is not None and not is_peer_loss(error):
             folder.finish(_code(error), _reason(error))
+            if isinstance(error, TOGETHER):  # nobody waits for this process
+                folder.release()  # after the save under way
         raise
     if folder is not None:
         folder.finish(0, "finished")

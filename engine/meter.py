@@ -39,7 +39,7 @@ class Meter:
         self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
         self._losses: list[Tensor] = []  # not in the sums yet
         self._counts: list[Tensor | int] = []
-        self._norms: list[tuple[int, Tensor]] = []  # of the steps not judged yet
+        self._norms: list[tuple[int, Tensor, list[Tensor]]] = []  # of the steps not judged yet
         self._norm: float | None = carried.get("norm")  # of the last step; None: not finite
         self._bad_images = 0
         self._steps, self._busy_s = 0, 0.0
@@ -57,7 +57,7 @@ class Meter:
         micro-batches, what they count, and the norm () of the whole gradient."""
         self._losses += losses
         self._counts.append(count)
-        self._norms.append((step, norm))
+        self._norms.append((step, norm, losses))
         if len(self._losses) >= _MOST_HELD:
             self._fold()
         now = time.perf_counter()
@@ -88,11 +88,11 @@ class Meter:
         self._fold()
         loss, count, bad_images, broken = sum_over_ranks(self._sums.clone()).tolist()
         if self._norms:
-            steps, norms = zip(*self._norms, strict=True)
+            steps, norms, losses = zip(*self._norms, strict=True)
             values = torch.stack(norms).tolist()
-            for step, norm in zip(steps, values, strict=True):
-                self._verdicts.judge(step, norm)
-            self._verdicts.judge_loss(broken, steps[-1] + 1)
+            for step, norm, of_step in zip(steps, values, losses, strict=True):
+                self._verdicts.judge(step, norm, of_step)
+            self._verdicts.judge_loss(broken, self._sums[3], steps[-1] + 1)
             self._norm, self._norms = values[-1] if math.isfinite(values[-1]) else None, []
         sums = {"loss": loss, "count": count, "bad_images": bad_images}
         return {**sums, "norm": self._norm, **self._verdicts.counts()}

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from configs.schema import Config
+from ddp.collectives import gather_rows
 from engine.exact import exact
 from engine.gradient import (
     Batch,
@@ -75,7 +76,7 @@ def train_step(
     settings.scaler.unscale_(optimizer)
     norm = clip(optimizer, settings.clip_norm)
     if settings.device.type == "cpu" and not settings.scaler.is_enabled():
-        require_finite(norm, step)
+        require_finite(norm, step, losses)
     set_learning_rate(optimizer, rate)
     settings.scaler.step(optimizer)  # skips the step when the gradient overflowed
     settings.scaler.update()
@@ -94,23 +95,37 @@ def clip(optimizer: Optimizer, max_norm: float | None) -> Tensor:
     return norm
 
 
-def require_finite(norm: Tensor, step: int) -> None:
-    """Raise NonFinite naming the step (from 1) unless the gradient norm is finite.
+def require_finite(norm: Tensor, step: int, losses: Sequence[Tensor]) -> None:
+    """Raise NonFinite naming the step (from 1), and the ranks whose `losses` () are not finite,
+    unless the gradient norm is finite.
 
     DDP has made the gradient the same on every rank, so all ranks raise together.
     """
     value = float(norm)
     if not math.isfinite(value):
-        raise not_finite(step, value)
+        raise not_finite(step, value, losses)
 
 
-def not_finite(step: int, norm: float) -> NonFinite:
-    """The error for step `step` (from 0) and its gradient's norm."""
+def not_finite(step: int, norm: float, losses: Sequence[Tensor]) -> NonFinite:
+    """The error for step `step` (from 0), its gradient's norm and this rank's `losses` () in it; a
+    collective."""
+    broken = (~torch.stack(list(losses)).isfinite()).sum()
     return NonFinite(
-        f"step {step + 1}: the gradient norm is {norm}; the step was not taken. "
+        f"step {step + 1}: the gradient norm is {norm}; {whose(broken)}; the step was not taken. "
         "The last checkpoint is from before it: lower optim.lr, set optim.clip_norm, "
         "or look at the samples of this step"
     )
+
+
+def whose(broken: Tensor) -> str:
+    """On which ranks the loss was not finite, `broken` () times on this one; a collective."""
+    counts = gather_rows(broken.reshape(1)).flatten()
+    ranks = counts.nonzero().flatten().tolist()
+    if not ranks:
+        return "the loss was finite on every rank"
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:8]))}{more}"
+    return f"the loss was not finite on {who}"
 
 
 def warm_up(

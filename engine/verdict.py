@@ -2,11 +2,13 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.amp import GradScaler
 
-from engine.step import NonFinite, not_finite
+from engine.step import NonFinite, not_finite, whose
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +28,14 @@ class Verdicts:
         self._skipped = carried.get("skipped", 0)
         self._in_a_row = carried.get("in_a_row", 0)
 
-    def judge(self, step: int, norm: float) -> None:
-        """Count step `step` (from 0); NonFinite when the run must not go on."""
+    def judge(self, step: int, norm: float, losses: Sequence[Tensor]) -> None:
+        """Count step `step` (from 0), in which this rank had `losses` (); NonFinite when the run
+        must not go on."""
         if math.isfinite(norm):
             self._in_a_row = 0
             return
         if not self._scaler.is_enabled():
-            raise not_finite(step, norm)
+            raise not_finite(step, norm, losses)
         self._skipped += 1
         self._in_a_row += 1
         log.info("step %d skipped: its gradient overflowed in fp16", step + 1)
@@ -43,11 +46,11 @@ class Verdicts:
                 "lower optim.lr or optim.clip_norm may help"
             )
 
-    def judge_loss(self, broken: int, step: int) -> None:
-        """NonFinite when the loss of a rank was not finite (`broken` times, up to `step`)."""
-        if broken:
+    def judge_loss(self, of_all: int, broken: Tensor, step: int) -> None:
+        """NonFinite when a loss was not finite up to `step`, of all ranks and of this one."""
+        if of_all:
             raise NonFinite(
-                f"the loss was not finite by step {step}, before any scaling; the last checkpoint "
+                f"{whose(broken)} by step {step}, before any scaling; the last checkpoint "
                 "is from before it: lower optim.lr, or look at the samples of these steps"
             )
 

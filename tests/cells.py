@@ -12,6 +12,7 @@ OPTIONS = (
     "data.workers=1",
 )
 HANGS = ("stop", "sleep", "lock")
+STARTS = ("launch", "start")  # before the first step
 
 
 def verdict(fault: Fault, ended: Ended) -> list[str]:
@@ -19,7 +20,7 @@ def verdict(fault: Fault, ended: Ended) -> list[str]:
     wrong = []
     limit = 5.0
     if fault.kind in HANGS:
-        limit += START_S if fault.phase == "start" else HANG_S
+        limit += START_S if fault.phase in STARTS else HANG_S
     if ended.seconds > limit:
         wrong.append(f"{ended.seconds:.1f} s, not {limit:g}")
     if None in ended.codes or 0 in ended.codes:
@@ -33,7 +34,7 @@ def verdict(fault: Fault, ended: Ended) -> list[str]:
     if said is None or int(said[1]) != fault.rank:
         wrong.append("the rank is not named")
     # A worker is missed when its batch is: before the step that the fault happened in, or after.
-    elif said[2] != fault.phase and fault.kind != "worker":
+    elif said[2] != fault.phase.replace("launch", "start") and fault.kind != "worker":
         wrong.append(f"said to be in {said[2]}")
     # An error with a cause is one traceback in several parts.
     parts = ended.said.count("the direct cause of") + ended.said.count("During handling of the")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo  # DDP imports it; once here is a second less in every rank of every run
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import train
@@ -36,7 +37,7 @@ class Fault(NamedTuple):
 
     kind: str
     rank: int
-    phase: str
+    phase: str  # as the watch calls it; "launch" is the start before the ranks have met
     times: int = 2
 
 
@@ -66,7 +67,10 @@ def _kill_a_worker() -> None:
 
 
 def _hold_the_lock() -> None:
-    ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock
+    library = ctypes.PyDLL(None)  # which keeps the interpreter's lock
+    mutex = ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)  # for ever, whatever signals come
 
 
 KINDS: dict[str, Callable[[], None]] = {
@@ -102,7 +106,9 @@ def _inject(fault: Fault, rank: int, happened: Path) -> None:
         return patched
 
     story: Any = train
-    if fault.phase == "start":
+    if fault.phase == "launch":
+        story.join = before(story.join)
+    elif fault.phase == "start":
         story.build_dataset = before(story.build_dataset)
     elif fault.phase == "data":
         feed: Any = Feed
@@ -177,10 +183,11 @@ def meet(
     *arguments: str,
     signals: Sequence[int] = (),
     told: Sequence[int] = (),
+    whole: bool = True,
     limit_s: float = 60.0,
 ) -> Ended:
     """Run `train.py arguments` into `fault`; when it happens, the ranks `told` get
-    `signals`, one after the other."""
+    `signals`, one after the other, with their workers and writers if `whole`."""
     port = free_port()
     store = _fork.Process(target=_serve, args=(port,))
     with tempfile.TemporaryDirectory() as launcher:
@@ -203,8 +210,19 @@ def meet(
             ]
             for process in ranks:
                 process.start()
-            first, ended = _until_the_end(ranks, place / "happened", signals, told, limit_s)
             happened = place / "happened"
+            kill = os.killpg if whole else os.kill
+
+            def signal_them() -> bool:
+                """Whether it was time to."""
+                if happened.exists():
+                    for number in signals:
+                        for rank in told:
+                            kill(ranks[rank].pid or 0, number)
+                        time.sleep(0.05)
+                return happened.exists()
+
+            first, ended = _until_the_end(ranks, signal_them, limit_s)
             since = float(happened.read_text()) if happened.exists() else ended
             left = list(_of_the_sessions({p.pid or 0 for p in ranks}))
             left += [f.name for p in ranks for f in Path("/dev/shm").glob(f"torch_{p.pid}_*")]
@@ -218,22 +236,13 @@ def meet(
 
 
 def _until_the_end(
-    ranks: Sequence[BaseProcess],
-    happened: Path,
-    signals: Sequence[int],
-    told: Sequence[int],
-    limit_s: float,
+    ranks: Sequence[BaseProcess], signal_them: Callable[[], bool], limit_s: float
 ) -> tuple[int, float]:
     """The rank that ended first, and when the last did; the others are told like the agent does."""
-    limit, first = time.monotonic() + limit_s, -1
+    limit, first, signalled = time.monotonic() + limit_s, -1, False
     while any(process.exitcode is None for process in ranks) and time.monotonic() < limit:
         time.sleep(0.02)
-        if signals and happened.exists():
-            for number in signals:
-                for rank in told:
-                    os.killpg(ranks[rank].pid or 0, number)  # workers and writers as well
-                time.sleep(0.05)
-            signals = ()
+        signalled = signalled or signal_them()
         gone = [rank for rank, process in enumerate(ranks) if process.exitcode is not None]
         if gone and first < 0:
             first = gone[0]

@@ -1,5 +1,6 @@
 """Networks and optimizers that the tests of options use."""
 
+import os
 from typing import Any
 
 import torch
@@ -60,3 +61,21 @@ class Broken(Loud):
 
 def broken(num_classes: int, in_channels: int) -> nn.Module:
     return Broken(num_classes, in_channels)
+
+
+class BrokenOnRank1(Loud):
+    """Sane but for rank 1's fourth training step, after the two passes that warm up."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 8, 8) -> logits (B, K), or NaN."""
+        self.passes += self.training
+        breaks = os.environ["RANK"] == "1" and self.passes == 2 + 4
+        return super().forward(x) * (float("nan") if breaks else 1.0)
+
+
+def broken_on_rank_1(num_classes: int, in_channels: int) -> nn.Module:
+    return BrokenOnRank1(num_classes, in_channels)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from configs.schema import Augment, Data
+from data import forked
 from data.datasets import build_dataset
 from data.loader import Source, eval_batches, micro_batches, train_batches, warm_up_batch
 from data.order import TrainOrder
@@ -218,6 +219,23 @@ def test_workers_start_once_a_run_and_end_when_it_is_closed(digits):
     assert set(children_of(os.getpid())) - before == workers
     batches.close()
     assert not any(is_alive(worker) for worker in workers)
+
+
+def test_a_worker_that_is_stuck_in_its_fork_is_replaced(digits, monkeypatch):
+    forked_pids, fork = [], os.fork
+
+    def fork_of_which_the_first_is_stuck():
+        pid = fork()
+        if pid == 0 and not forked_pids:
+            time.sleep(1000)  # as up to CPython 3.11 on a lock that another thread held
+        forked_pids.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_of_which_the_first_is_stuck)
+    monkeypatch.setattr(forked, "_LIVES_AFTER_S", 0.5)
+    assert_same(by_step(run(source_of(digits, workers=2))), by_step(run(source_of(digits))))
+    assert len(forked_pids) == 3
+    assert not any(Path(f"/proc/{pid}").exists() for pid in forked_pids)
 
 
 @pytest.mark.gpu

@@ -133,5 +133,20 @@ def test_too_many_overflowing_steps_in_a_row_stop_the_run(tmp_path: Path) -> Non
 def test_a_loss_that_is_not_finite_stops_the_run_before_any_scaling(tmp_path: Path) -> None:
     options = (*SHORT, f"model.name={NETWORKS}:broken", "train.precision=fp16")
     assert finish(start(2, (*options, f"run.dir={tmp_path}", "run.name=x"))) == [1, 1]
-    assert "the loss was not finite by step 1" in (tmp_path / "x" / "exit").read_text()
+    assert (
+        "the loss was not finite on ranks 0, 1 by step 1" in (tmp_path / "x" / "exit").read_text()
+    )
     assert not list((tmp_path / "x").glob("*.pt"))
+
+
+def test_the_rank_whose_loss_was_not_finite_is_named_and_nothing_of_it_is_saved(
+    tmp_path: Path,
+) -> None:
+    options = (*SHORT, f"model.name={NETWORKS}:broken_on_rank_1", "save.every_steps=1")
+    assert finish(start(2, (*options, f"run.dir={tmp_path}", "run.name=x"))) == [1, 1]
+    told = (tmp_path / "x" / "exit").read_text()
+    assert "step 4: the gradient norm is nan; the loss was not finite on rank 1; the step" in told
+    saved = read(tmp_path / "x" / "last.pt")
+    assert saved["cursor"]["step"] == 3
+    kept = [*saved["model"].values(), *saved["optimizer"]["state"][0].values()]
+    assert all(tensor.isfinite().all() for tensor in kept if isinstance(tensor, torch.Tensor))
