@@ -34,6 +34,8 @@ class WrapOptions(Protocol):
     @property
     def sync_batchnorm(self) -> bool: ...
     @property
+    def sync_buffers(self) -> bool: ...
+    @property
     def find_unused_parameters(self) -> bool: ...
     @property
     def static_graph(self) -> bool: ...
@@ -70,7 +72,7 @@ def wrap(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compiled:
         model.compile(dynamic=False)
-    return DistributedDataParallel(
+    ddp_model = DistributedDataParallel(
         model,
         init_sync=False,
         find_unused_parameters=options.find_unused_parameters,
@@ -78,6 +80,9 @@ def wrap(
         gradient_as_bucket_view=options.gradient_as_bucket_view,
         bucket_cap_mb=options.bucket_cap_mb,
     )
+    # Set here, because the constructor's argument has two names, the old one of which warns.
+    ddp_model.broadcast_buffers = options.sync_buffers
+    return ddp_model
 
 
 def check_same_architecture(model: nn.Module) -> None:
