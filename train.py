@@ -40,7 +40,7 @@ from engine.evaluate import Evaluation, evaluate
 from engine.exact import forward_cap, require_exact, require_own_statistics
 from engine.flops import utilisation_base
 from engine.gradient import StepSettings, mixed_precision
-from engine.heap import keep_freed_memory
+from engine.heap import kept_memory
 from engine.layout import processes
 from engine.meter import Meter
 from engine.optim import build_optimizer, learning_rate, require_fit, require_names
@@ -178,8 +178,8 @@ def train(plan: Plan, place: Place) -> None:
     plain, workers = eval_transform(val_data, device), config.data.workers
     held_out = Source(val_data, task.collate, plain, device, workers)
     first_batch = warm_up_batch(source, order, *ranks, cap)
-    keep_freed_memory(device)
-    warm_up(ddp_model, task, first_batch, settings)
+    with kept_memory(device):
+        warm_up(ddp_model, task, first_batch, settings)
     flops = utilisation_base(model, task, first_batch, device, config.train.precision)
     pace = Pace(device, cursor.step, flops)
     batches = pace.timed(train_batches(source, order, *ranks, cap, cursor.step, total_steps))
