@@ -19,7 +19,8 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 Block = Callable[[], object]
-Times = list[tuple[float, float]]  # (CPU s, wall s) of each cycle
+Time = tuple[float, float]  # CPU s, wall s
+Times = list[Time]  # of each cycle
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(middle, (low, high), (least, most), len(given))
 
 
-def timed(block: Block) -> tuple[float, float]:
+def timed(block: Block) -> Time:
     """(CPU s, wall s) that the block took in this process."""
     start = _clocks()
     block()
@@ -82,14 +83,20 @@ class Turns:
     """
 
     def __init__(
-        self, bare: Callable[[], Block], steps: int, cycles: int, warm_up: int = 1
+        self,
+        bare: Callable[[], Block],
+        steps: int,
+        cycles: int,
+        warm_up: int = 1,
+        timed: Callable[[Block], Time] = timed,
     ) -> None:
-        """`bare()`, called when the program is at its first step, returns a block of `steps`."""
-        self._make, self._steps, self._warm_up = bare, steps, warm_up
+        """`bare()`, called when the program is at its first step, returns a block of `steps`, of
+        which `timed` is the time."""
+        self._make, self._steps, self._warm_up, self._timed = bare, steps, warm_up, timed
         self._left = cycles + warm_up
         self._taken = 0
-        self._ours: list[tuple[float, float]] = []
-        self._bare: list[tuple[float, float]] = []
+        self._ours: Times = []
+        self._bare: Times = []
         self.times: dict[str, Times] = {"ours": [], "bare": []}
 
     def step(self) -> None:
@@ -106,7 +113,7 @@ class Turns:
     def _end_block(self) -> None:
         self._ours.append(_since(self._start))
         if len(self._ours) == 1:
-            self._bare = [timed(self._block) for _ in range(2)]
+            self._bare = [self._timed(self._block) for _ in range(2)]
             return
         self._left -= 1
         if self._warm_up:
@@ -119,16 +126,16 @@ class Turns:
             raise Done
 
 
-def _clocks() -> tuple[float, float]:
+def _clocks() -> Time:
     return time.process_time(), time.perf_counter()
 
 
-def _since(start: tuple[float, float]) -> tuple[float, float]:
+def _since(start: Time) -> Time:
     cpu, wall = _clocks()
     return cpu - start[0], wall - start[1]
 
 
-def _sum(parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+def _sum(parts: Iterable[Time]) -> Time:
     cpu, wall = zip(*parts, strict=True)
     return sum(cpu), sum(wall)
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from bench.paired import Block, Done, Times, Turns, over_ranks, ratios, record
-from bench.ranks import on_ranks
+from bench.ranks import Apart, free_port, on_ranks, taking_turns
 
 BATCH, STEPS = 128, 15
 
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
     given = options.parse_args(argv)
     for name in given.peer or PEERS:
         with tempfile.TemporaryDirectory() as folder:
-            case = (name, given.cycles, given.world_size, folder)
+            case = (name, given.cycles, given.world_size, folder, free_port())
             answers = on_ranks(given.world_size, _one_rank, *case)
         ratio = ratios(over_ranks(answers), "ours", "bare")
         record("peers", {"peer": name, "world_size": given.world_size, **ratio})
@@ -42,14 +42,17 @@ def run(argv: list[str]) -> None:
         )
 
 
-def _one_rank(rank: int, name: str, cycles: int, world_size: int, folder: str) -> dict[str, Times]:
+def _one_rank(
+    rank: int, name: str, cycles: int, world_size: int, folder: str, port: int
+) -> dict[str, Times]:
     from bench.overhead import Terminal
 
-    sys.stdout, sys.stderr = Terminal(), Terminal()
-    warnings.simplefilter("ignore")
-    turns = Turns(lambda: _bare(rank, world_size), STEPS, cycles)
-    with suppress(Done):
-        PEERS[name](turns, rank, world_size, folder)
+    with Apart(rank, world_size, port, _bare, rank, world_size) as bare:
+        turns = taking_turns(bare, STEPS, cycles)
+        sys.stdout, sys.stderr = Terminal(), Terminal()
+        warnings.simplefilter("ignore")
+        with suppress(Done):
+            PEERS[name](turns, rank, world_size, folder)
     return turns.times
 
 
