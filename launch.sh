@@ -69,14 +69,22 @@ if [[ ${1-} == test ]]; then
 fi
 
 # Bad arguments are found here, before any process pays for importing torch.
-check=(env "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m configs "$@")
-for argument; do [[ $argument != -h && $argument != --help ]] || exec "${check[@]}"; done
-"${check[@]}"
+ours=(env "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m)
+for argument; do
+    [[ $argument != -h && $argument != --help ]] || exec "${ours[@]}" configs "$@"
+done
+"${ours[@]}" configs "$@"
+for argument; do # one process, which plays one rank of a job: there is nothing to launch
+    [[ $argument != --rehearse && $argument != --rehearse=* ]] || exec "$python" "$root/train.py" "$@"
+done
 
-for name in NPROC NNODES NODE_RANK MASTER_PORT MAX_RESTARTS; do
+for name in NPROC NODE_RANK MASTER_PORT MAX_RESTARTS; do
     [[ ${!name:-1} =~ ^(0|[1-9][0-9]{0,4})$ ]] || fail "$name='${!name}' is no whole number"
 done
-[[ ${NPROC:-1} != 0 && ${NNODES:-1} != 0 ]] || fail 'NPROC and NNODES are at least 1'
+[[ ${NPROC:-1} != 0 ]] || fail 'NPROC is at least 1'
+if [[ ! ${NNODES:=1} =~ ^[1-9][0-9]{0,4}(:[1-9][0-9]{0,4})?$ ]] || ((${NNODES%:*} > ${NNODES#*:})); then
+    fail "NNODES='$NNODES' is neither a number of hosts, from 1, nor a range of them such as 1:4"
+fi
 if [[ -z ${NPROC:-} ]]; then
     NPROC=2
     if compgen -G '/dev/nvidia[0-9]*' >/dev/null || [[ -e /dev/kfd || -e /dev/dxg ]]; then
@@ -84,7 +92,7 @@ if [[ -z ${NPROC:-} ]]; then
         [[ $gpus == 0 ]] || NPROC=$gpus
     fi
 fi
-if [[ ${NNODES:-1} == 1 ]]; then # nothing of a job on one host goes over the network
+if [[ $NNODES == 1 ]]; then # nothing of a job on one host goes over the network
     NODE_RANK=0 MASTER_ADDR=127.0.0.1
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
 else
@@ -99,7 +107,7 @@ try:
 except OSError:
     pass # torchrun says it
 PY
-    ((NODE_RANK < NNODES)) || fail "NODE_RANK=$NODE_RANK is not below NNODES=$NNODES"
+    ((NODE_RANK < ${NNODES#*:})) || fail "NODE_RANK=$NODE_RANK is not below NNODES=$NNODES"
     MASTER_PORT=${MASTER_PORT:-29500}
 fi
 if [[ $NODE_RANK == 0 ]]; then
@@ -119,6 +127,15 @@ print(port)
 PY
     ) || exit 2
 fi
+# Hosts that come and go: torchrun counts one that is lost as a failure. What fails again and again
+# without progress is ended by train.py, whatever the number.
+if [[ $NNODES == *:* ]]; then
+    meeting=(--rdzv-backend=elastic --rdzv-id=lockstep --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"
+        --rdzv-conf="host=$NODE_RANK,processes=$NPROC" --max-restarts="${MAX_RESTARTS:-1000}")
+else
+    meeting=(--rdzv-backend=static --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT"
+        --node-rank="$NODE_RANK" --max-restarts="${MAX_RESTARTS:-0}")
+fi
 threads=$(($(nproc) / NPROC))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 unset "${!PET_@}" # torchrun would take flags from them
@@ -128,34 +145,13 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 LOCKSTEP_EXIT=$(mktemp)
 export LOCKSTEP_EXIT
 trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
-# torchrun, without its traceback where that tells nothing: a signal, bad input, stopped and saved.
-# Some send a signal to every process of a job: torchrun hears it once more from the trap below, and
-# a second one would make it leave before its ranks have saved.
-main='
-import os, signal, sys
-from torch.distributed.elastic.multiprocessing import SignalException, api
-from torch.distributed.run import main
-heard = api._terminate_process_handler
-def once(number, frame):
-    for other in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
-        signal.signal(getattr(signal, other), signal.SIG_IGN)
-    heard(number, frame)
-api._terminate_process_handler = once
-try:
-    main()
-except SignalException:
-    sys.exit(1)
-except Exception:
-    with open(os.environ["LOCKSTEP_EXIT"]) as file:
-        if file.readline().strip() not in ("2", "75"):
-            raise
-    sys.exit(1)
-'
 set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the trap below
-"$python" -P -c "$main" --nnodes="${NNODES:-1}" --node-rank="$NODE_RANK" \
-    --nproc-per-node="$NPROC" --rdzv-backend=static --master-addr="$MASTER_ADDR" \
-    --master-port="$MASTER_PORT" --max-restarts="${MAX_RESTARTS:-0}" \
-    "$root/train.py" "$@" </dev/null &
+# Who warns every process of a job by SIGUSR1 (Slurm can) must not end one that is only starting.
+(
+    trap '' USR1
+    exec "${ours[@]}" ddp.launcher --nnodes="$NNODES" --nproc-per-node="$NPROC" "${meeting[@]}" \
+        "$root/train.py" "$@"
+) </dev/null &
 torchrun=$! waiting=yes
 signals=(HUP INT QUIT TERM USR1) # the first starts the save; torchrun would leave at a second
 stopped=''

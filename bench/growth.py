@@ -2,34 +2,37 @@
 
 python -m bench growth        two minutes
 
-`train.py` runs as rank 0, which does all that any rank does, under torch's `fake` process group:
-what the other ranks would have sent is this rank's own. Sums come out wrong, and there is no wire;
-shown is what a rank does and holds for each of the others. Four images a rank at every size.
-`processes` is rank 0's list of who runs where, which has a line for each rank.
+`train.py --rehearse W` runs as rank 0, which does all that any rank does, and is then evaluated:
+the other ranks are its twins, and there is no wire; shown is what a rank does and holds for each of
+the others. Four images a rank at every size.
 """
 
 import argparse
+import io
 import re
-import tempfile
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bench.paired import Done, record, spread
+from bench.paired import record, spread
 from bench.ranks import on_ranks
 
 SIZES = (8, 1024, 65536)
 STEPS, A_RANK = 40, 4
 PHASES = (
+    "require_same",
     "receive",
     "network",
-    "wrapped",
+    "wrap",
     "agreement",
     "receive_optimizer_state",
     "warm_up",
     "processes",
     "train_step",
+    "evaluate",
 )
 
 
@@ -52,47 +55,54 @@ def run(argv: list[str]) -> None:
 
 def _phases(_: int, world_size: int) -> dict[str, float]:
     """CPU ms of each phase, and MiB that the process has grown by at its peak."""
-    import torch
-    import torch.distributed as dist
-
     import train
-    from bench.overhead import harness
-    from bench.paired import Turns
-    from ddp.process import Place
+    from engine import rehearsal
 
-    names = vars(train)
-    spent: dict[str, list[float]] = {}
-
-    def joined(*_args: Any, **_options: Any) -> Place:
-        dist.init_process_group("fake", rank=0, world_size=world_size)
-        return Place(0, 0, world_size, torch.device("cpu"))
-
-    names["join"] = joined
-    names["wrap"] = _with_own_buckets(names["wrap"])
-    for name in PHASES:
-        names[name] = _timed(names[name], spent.setdefault(name, []))
-
-    class Steps(Turns):
-        def step(self) -> None:
-            self._taken += 1
-            if self._taken > STEPS:
-                raise Done
-
+    vars(rehearsal)["STEPS"] = STEPS
+    spent = {name: _timed_everywhere(name) for name in PHASES}
     before = _memory("VmRSS")
-    with tempfile.TemporaryDirectory() as folder:
-        harness(
-            Steps(lambda: lambda: None, STEPS, 1),
-            "configs/quickstart.yaml",
-            "model.weights=null",
-            "data.name=bench/networks.py:grey",
-            "data.image_size=null",
-            f"train.global_batch={A_RANK * world_size}",
-            f"run.dir={folder}",
+    with redirect_stdout(io.StringIO()):
+        train.run(
+            [
+                *("--rehearse", str(world_size)),
+                "model.weights=null",
+                "data.name=bench/networks.py:grey",
+                "data.image_size=null",
+                f"train.global_batch={A_RANK * world_size}",
+            ]
         )
+    _evaluated(world_size)
     grown = (_memory("VmHWM") - before) / 2**20
-    told = {f"{name}, CPU ms": 1e3 * times[0] for name, times in spent.items()}
-    told["train_step, CPU ms"] = 1e3 * sorted(spent["train_step"])[STEPS // 2]
+    told = {
+        f"{name}, CPU ms": 1e3 * sorted(times)[len(times) // 2] for name, times in spent.items()
+    }
     return told | {"memory, MiB": grown}
+
+
+def _evaluated(world_size: int) -> None:
+    """Score half a batch of wrong predictions; where the others' are as bad, all are compared."""
+    import torch
+
+    from ddp.process import rehearse
+    from engine import evaluate
+    from tasks.classification import Classification
+
+    rehearse(0, world_size)
+    label = torch.arange(64) % 10
+    batch = {"image": torch.eye(10)[label.roll(1)], "label": label, "sample": torch.arange(64)}
+    task = Classification([str(digit) for digit in range(10)])
+    evaluate.evaluate(torch.nn.Identity(), task, [batch], nullcontext())
+
+
+def _timed_everywhere(name: str) -> list[float]:
+    """The CPU seconds of each call, from now on, of the one function `name` of the project."""
+    spent: list[float] = []
+    for module in list(sys.modules.values()):
+        function = vars(module).get(name)
+        where = getattr(function, "__module__", "").partition(".")[0]
+        if callable(function) and where in ("train", "ddp", "engine"):
+            vars(module)[name] = _timed(function, spent)
+    return spent
 
 
 def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
@@ -104,26 +114,6 @@ def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., An
             spent.append(time.process_time() - start)
 
     return timed
-
-
-def _with_own_buckets(wrap: Callable[..., Any]) -> Callable[..., Any]:
-    """`wrap` whose DDP takes its own buckets for the sum: a fake sum has no result to wait for."""
-    import torch
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import GradBucket
-
-    def own_bucket(_state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        dist.all_reduce(bucket.buffer())
-        result: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-        result.set_result(bucket.buffer())
-        return result
-
-    def wrapped(*args: Any, **options: Any) -> Any:
-        ddp_model = wrap(*args, **options)
-        ddp_model.register_comm_hook(None, own_bucket)
-        return ddp_model
-
-    return wrapped
 
 
 def _memory(what: str) -> float:

@@ -84,8 +84,10 @@ def harness(turns: Turns, config: str, *overrides: str) -> None:
     """Run train.py without evaluations and saves, `turns.step` called at each step, to its end."""
     sys.stderr, sys.stdout = Terminal(), Terminal()
     import train
+    from data.feed import Feed
 
-    vars(train)["train_batches"] = _paused(vars(train)["train_batches"], turns)
+    feed: Any = Feed
+    feed.training = _paused(feed.training, turns)
     endless = ("train.epochs=100000", "train.eval_every=100000", "save.every_steps=null")
     with suppress(Done):
         train.run(["--config", config, *endless, *overrides])

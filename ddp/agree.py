@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp.collectives import broadcast_bytes, gather_rows, same_on_all_ranks
+from ddp.mail import is_elastic
 from ddp.wrap import Disagreement
 
 _TOLD_BYTES = 240
@@ -19,7 +20,8 @@ def require_same(facts: Mapping[str, Any]) -> None:
     """Raise Disagreement, which names facts and ranks, unless all ranks give the same `facts`.
 
     The facts (JSON types) travel as their digests, in one small collective; what differs is only
-    exchanged when something does. Every rank gives the same names in the same order.
+    exchanged when something does. Every rank gives the same names in the same order. From an
+    elastic job those that differ from rank 0 are turned away, and the others go on.
     """
     digests = torch.stack([_digest(value) for value in facts.values()])
     if same_on_all_ranks(digests):
@@ -30,8 +32,11 @@ def require_same(facts: Mapping[str, Any]) -> None:
     everyone = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in told]
     lines = [f"  rank {rank}: {text}" for rank, text in enumerate(everyone) if text]
     more = f"\n  and {len(lines) - 8} ranks more" if len(lines) > 8 else ""
-    raise Disagreement("the ranks were not started alike; other than on rank 0:\n"
-                       + "\n".join(lines[:8]) + more)  # fmt: skip
+    error = Disagreement("the ranks were not started alike; other than on rank 0:\n"
+                         + "\n".join(lines[:8]) + more)  # fmt: skip
+    if is_elastic():
+        error.exit_code = 2 if any(mine) else 75
+    raise error
 
 
 def _digest(value: Any) -> Tensor:
@@ -51,6 +56,6 @@ def _difference(name: str, theirs: Any, mine: Any) -> str:
 
 
 def _as_row(text: str) -> Tensor:
-    """`text`, cut to `_TOLD_BYTES`, as int64 bytes (_TOLD_BYTES,)."""
+    """`text`, cut to `_TOLD_BYTES`, as bytes (_TOLD_BYTES,) uint8."""
     told = text.encode()[:_TOLD_BYTES].ljust(_TOLD_BYTES, b"\0")
-    return torch.tensor(list(told))
+    return torch.tensor(list(told), dtype=torch.uint8)

@@ -1,7 +1,8 @@
 """The collectives that the harness uses: tensors only, visible where they are called.
 
 Each is the identity in a process that was started alone, an error where a group was promised
-(WORLD_SIZE > 1) but not joined, and an error inside a rank-0 gate.
+(WORLD_SIZE > 1) but not joined, and an error inside a rank-0 gate. In a rehearsal the other ranks
+give what this one gives.
 """
 
 import os
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ddp.rehearsal import is_rehearsal
 
 _gate = threading.local()  # per thread: a background thread is not inside the loop's gate
 
@@ -46,6 +49,8 @@ def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType, what: str) -> T
     if _joined(what) and dist.get_world_size() > 1:
         on_group = values.to(group_device())
         dist.all_reduce(on_group, op=operation)
+        if operation == dist.ReduceOp.SUM and is_rehearsal():
+            on_group.mul_(dist.get_world_size())
         if on_group is not values:
             values.copy_(on_group)
     return values
@@ -61,6 +66,19 @@ def gather_rows(row: Tensor) -> Tensor:
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(rows, row)
     return rows.view(world_size(), len(row)).cpu()
+
+
+def exchange(mine: Tensor, theirs: Tensor, partner: int) -> None:
+    """Overwrite `theirs` with the `mine` of rank `partner`, which does the same."""
+    _joined("an exchange")
+    sent_and_received = [
+        dist.P2POp(dist.isend, mine, partner),
+        dist.P2POp(dist.irecv, theirs, partner),
+    ]
+    for work in dist.batch_isend_irecv(sent_and_received):
+        work.wait()
+    if is_rehearsal():
+        theirs.copy_(mine)
 
 
 def same_on_all_ranks(values: Tensor) -> bool:

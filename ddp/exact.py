@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddp.collectives import broadcast_from_rank0, world_size
+from ddp.collectives import broadcast_from_rank0, exchange, world_size
 
 
 class TreeSum:
@@ -62,13 +62,7 @@ def _doubled(mine: Tensor) -> Tensor:
     theirs = torch.empty_like(mine)
     distance = 1
     while distance < world_size():
-        partner = dist.get_rank() ^ distance
-        exchange = [
-            dist.P2POp(dist.isend, mine, partner),
-            dist.P2POp(dist.irecv, theirs, partner),
-        ]
-        for work in dist.batch_isend_irecv(exchange):
-            work.wait()
+        exchange(mine, theirs, dist.get_rank() ^ distance)
         mine.add_(theirs)
         distance *= 2
     return mine

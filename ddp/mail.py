@@ -23,8 +23,8 @@ class Mail:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._store, self._box = _connect(), _connect()
-        self._attempt = f"lockstep/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._store, self._box = connect(), connect()
+        self._attempt = f"lockstep/{start_name()}"
 
     def send(self, ranks: Iterable[int], letter: Letter) -> None:
         """Put `letter` (JSON types) into the boxes of `ranks`."""
@@ -60,11 +60,14 @@ class Mail:
         return _found(self._store, f"{self._attempt}/{name}")
 
 
-def _connect() -> TCPStore:
-    port = int(os.environ["MASTER_PORT"])
-    host = os.environ["MASTER_ADDR"]
+def connect(timeout_s: float = 10.0) -> TCPStore:
+    """A connection to the store of this job."""
     return TCPStore(
-        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
     )
 
 
@@ -81,15 +84,33 @@ def has_launcher_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def start_name() -> str:
+    """What tells the ranks of this start, in the keys of the store, from those of all others.
+
+    Hosts of an elastic job count their own failures; it has a number of its starts beside them.
+    """
+    return os.environ.get("LOCKSTEP_START") or str(failures())
+
+
+def is_elastic() -> bool:
+    """Whether hosts of this job may leave, and the others go on."""
+    return "LOCKSTEP_START" in os.environ
+
+
+def failures() -> int:
+    """How often the launcher has restarted this host's ranks because some failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def remember(name: str, text: str) -> None:
     """Keep `text` for the processes that the launcher starts when it restarts this job."""
     if has_launcher_store():
-        _connect().set(f"lockstep/{name}", text)
+        connect().set(f"lockstep/{name}", text)
 
 
 def recall(name: str) -> str | None:
     """What an earlier start of this job kept under `name`; None when this is the first."""
     if not has_launcher_store():
         return None
-    store, key = _connect(), f"lockstep/{name}"
+    store, key = connect(), f"lockstep/{name}"
     return store.get(key).decode() if store.check([key]) else None

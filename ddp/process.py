@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ddp import watch
+from ddp import rehearsal, watch
+from ddp.mail import connect, has_launcher_store, start_name
+from ddp.rehearsal import is_rehearsal
 from utils.errors import BadInput
 
 
@@ -24,8 +26,28 @@ class Place:
 
 
 def promised_world_size() -> int:
-    """The number of processes that the launcher started; 1 without a launcher."""
+    """The number of processes that the launcher started; 1 without a launcher, unless one rank of a
+    larger job is rehearsed."""
+    if is_rehearsal():
+        return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_host(rank: int) -> tuple[int, int]:
+    """(number of this host, processes on it), as the launcher says: torchrun gives a host its
+    ranks in a row."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("GROUP_RANK", rank // here)), here
+
+
+def rehearse(rank: int, world_size: int) -> None:
+    """Be `rank` of a job of `world_size` processes, here and alone; `join` then gives its place."""
+    if promised_world_size() > 1:
+        raise BadInput(
+            "--rehearse plays one rank of a job in a single process: start it without torchrun, as "
+            f"`python train.py --rehearse {world_size} --rank {rank} ...`"
+        )
+    rehearsal.begin(rank, world_size)
 
 
 # A rank that waits is not at fault, and the watch names the one that is, after far less: this only
@@ -40,6 +62,8 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
     process lands on another process's GPU. `timeout_s` bounds the meeting and every collective.
     """
     watch.mark("meeting")
+    if is_rehearsal():
+        return Place(dist.get_rank(), 0, dist.get_world_size(), _device(0))
     rank, world_size = int(os.environ.get("RANK", "0")), promised_world_size()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
@@ -58,10 +82,14 @@ def join(timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Place:
 
 
 def _store(timeout_s: float) -> Store:
-    """The launcher's store, with keys of this start alone: torchrun's outlives a restart on one
-    host, and a quick rank would find the address that its peer had before."""
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    return PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    """The launcher's store, with keys of this start alone: torchrun's outlives a restart, and a
+    quick rank would find the address that its peer had before."""
+    store: Store
+    if has_launcher_store():
+        store = connect(timeout_s)
+    else:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return PrefixStore(f"start{start_name()}", store)
 
 
 def _device(local_rank: int) -> torch.device:

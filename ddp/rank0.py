@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 import torch.distributed as dist
 
 from ddp.collectives import broadcast_bytes, inside_gate
+from ddp.rehearsal import is_rehearsal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +29,11 @@ def is_rank0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def stands_for_rank0() -> bool:
+    """Whether what rank 0 makes for every rank is made here: in a rehearsal there is no other."""
+    return is_rank0() or is_rehearsal()
+
+
 def is_first_of_host() -> bool:
     """Whether this is the process that tells its host's launcher how the job ended."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
@@ -35,10 +41,13 @@ def is_first_of_host() -> bool:
 
 def rank0_only(function: Callable[P, R]) -> Callable[P, R | None]:
     """`function` on rank 0, nothing elsewhere; a collective inside it is an error, not a hang."""
+    return _gated(function, is_rank0)
 
+
+def _gated(function: Callable[P, R], opens: Callable[[], bool]) -> Callable[P, R | None]:
     @wraps(function)
     def gated(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        if not is_rank0():
+        if not opens():
             return None
         with inside_gate():
             return function(*args, **kwargs)
@@ -48,7 +57,7 @@ def rank0_only(function: Callable[P, R]) -> Callable[P, R | None]:
 
 def on_rank0(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
     """The result of `function` on rank 0, None elsewhere; its failure is raised on every rank."""
-    return _shared(rank0_only(function), *args, **kwargs)
+    return _shared(_gated(function, stands_for_rank0), *args, **kwargs)
 
 
 def on_every_rank(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -64,7 +73,7 @@ def _shared(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     except Exception as error:
         failure = error
     verdict = broadcast_bytes(b"" if failure is None else _encode(failure))
-    if verdict and not is_rank0():
+    if verdict and not stands_for_rank0():
         raise _decode(verdict) from failure
     if failure is not None:
         raise failure

@@ -27,16 +27,21 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ddp.blame import Answer, blame, one_line, report
 from ddp.board import Board, Standing, is_gone
-from ddp.mail import Letter, Mail, has_launcher_store
+from ddp.mail import Letter, Mail, has_launcher_store, is_elastic
 
 T = TypeVar("T")
 
 START_TIMEOUT_S = 1800.0  # until the configuration is known
 _BAD_INPUT = 2  # bad input: one message, by the rank that found it
+_LEFT = 75  # to be gone on with: of an elastic job, without the host that found it
 _ANSWERS_S = 2.0  # a living process on a crowded machine answers within this
 _TOLD_EVERY_S = 15.0  # how often a rank leaves its place where other hosts find it
 _OTHERS_WAIT_S = 0.6  # the launcher blames the process that ends first
 _PR_SET_PDEATHSIG = 1
+
+
+# Records code, reason, and whether to start again is in vain; returns the code to end with.
+OnEnd = Callable[[int, str, bool], int]
 
 
 class Hang(RuntimeError):
@@ -46,8 +51,7 @@ class Hang(RuntimeError):
 class Watch:
     """One process's side: its line on the board, a thread that looks, a thread that reads mail."""
 
-    def __init__(self, on_end: Callable[[int, str], int]) -> None:
-        """`on_end(code, reason)` records why the process ends, and returns the code to end with."""
+    def __init__(self, on_end: OnEnd) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.host = socket.gethostname()
@@ -215,11 +219,12 @@ class Watch:
             return
         line, guilty = verdict["line"], self.rank in verdict["culprits"]
         judged = verdict.get("judge") == self.rank
+        code = _LEFT if self._can_do_without(verdict) else verdict["code"]
         if judged:  # at once: the launcher ends everybody when the first one ends
             _say(verdict["report"])
-        elif verdict["code"] not in (0, _BAD_INPUT) and not guilty:
+        elif code not in (0, _BAD_INPUT) and not guilty:
             _say(f"[rank {self.rank}] ends: {line}")
-        code = self._on_end(verdict["code"], line)
+        code = self._on_end(code, line, verdict.get("final", False))
         self._board.mark(left=True)
         if verdict.get("frozen"):
             self._kill([rank for rank in verdict["culprits"] if rank != self.rank])
@@ -229,6 +234,15 @@ class Watch:
         if not guilty:
             time.sleep(_OTHERS_WAIT_S)
         os._exit(code)
+
+    def _can_do_without(self, verdict: Letter) -> bool:
+        """Whether the run can go on without the host whose input was bad: not the first."""
+        here = {standing.rank for standing in self._board.standings()}
+        return (
+            is_elastic()
+            and verdict["code"] == _BAD_INPUT
+            and not {0, *here} & set(verdict["culprits"])
+        )
 
     def _kill(self, ranks: list[int]) -> None:
         """Kill those of `ranks` that are on this host; one that only holds Python's lock shows its
@@ -240,7 +254,7 @@ class Watch:
                     os.kill(pid, number)
             time.sleep(wait_s)
 
-    def fail(self, code: int, reason: str) -> str:
+    def fail(self, code: int, reason: str, *, final: bool) -> str:
         """Tell all ranks that this one ends, and why; then the caller ends it. Returns the line."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)  # a verdict is being carried out, and ends the process
@@ -249,7 +263,9 @@ class Watch:
         line = one_line([(mine, self.host)], "failed") + f": {reason}"
         if self._mail is not None:
             others = [rank for rank in range(self.world_size) if rank != self.rank]
-            self._mail.send(others, {"code": code, "line": line, "culprits": [self.rank]})
+            self._mail.send(
+                others, {"code": code, "line": line, "culprits": [self.rank], "final": final}
+            )
         return line
 
     def await_verdict(self, seconds: float) -> None:
@@ -277,7 +293,7 @@ def _say(text: str) -> None:
 _watch: Watch | None = None  # a process has one main thread, and one place where it stands
 
 
-def begin(on_end: Callable[[int, str], int]) -> None:
+def begin(on_end: OnEnd) -> None:
     """Watch this process and, with the other ranks, all of them."""
     global _watch
     with suppress(AttributeError, ValueError, OSError):
@@ -316,9 +332,12 @@ def met() -> None:
         _watch.mark("start")
 
 
-def fail(code: int, reason: str) -> str:
-    """Tell all ranks that this one ends now, and why; the line that they are told."""
-    return reason if _watch is None else _watch.fail(code, reason)
+def fail(code: int, reason: str, *, final: bool = False) -> str:
+    """Tell all ranks that this one ends now, and why; the line that they are told.
+
+    `final`: the launcher need not start them again.
+    """
+    return reason if _watch is None else _watch.fail(code, reason, final=final)
 
 
 def leave_quietly() -> None:

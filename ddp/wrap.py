@@ -15,11 +15,14 @@ from ddp.collectives import (
     same_on_all_ranks,
     world_size,
 )
+from ddp.rehearsal import average_with_twins, is_rehearsal
 from utils.errors import BadInput
 
 
 class Disagreement(RuntimeError):
     """Ranks hold different weights: names the tensors and the ranks."""
+
+    exit_code = 1
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -70,7 +73,7 @@ def wrap(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compiled:
         model.compile(dynamic=False)
-    return DistributedDataParallel(
+    ddp_model = DistributedDataParallel(
         model,
         init_sync=False,
         find_unused_parameters=options.find_unused_parameters,
@@ -78,6 +81,9 @@ def wrap(
         gradient_as_bucket_view=options.gradient_as_bucket_view,
         bucket_cap_mb=options.bucket_cap_mb,
     )
+    if is_rehearsal():
+        average_with_twins(ddp_model)
+    return ddp_model
 
 
 def check_same_architecture(model: nn.Module) -> None:

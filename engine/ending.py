@@ -12,9 +12,11 @@ from pathlib import Path
 from checkpoint.folder import RunFolder
 from ddp import watch
 from ddp.process import is_peer_loss, promised_world_size
-from ddp.rank0 import Rank0Failed, is_first_of_host, is_rank0
+from ddp.rank0 import Rank0Failed, is_first_of_host, stands_for_rank0
+from ddp.rehearsal import is_rehearsal
 from ddp.stop import SaveStopped, Stopped
 from ddp.wrap import Disagreement
+from engine.restart import NoProgress
 from engine.step import NonFinite
 from utils.errors import BadInput
 
@@ -56,7 +58,7 @@ def _ended_early(request: SystemExit) -> int:
 
 
 def _failed(error: Exception) -> int:
-    code, reason = _code(error), _reason(error)
+    code, reason, is_final = _code(error), _reason(error), getattr(error, "is_final", False)
     if isinstance(error, TOGETHER):
         if isinstance(error, Rank0Failed) and code == 1:
             watch.await_verdict(2.0)  # rank 0's letter says more, and the launcher must blame it
@@ -68,9 +70,10 @@ def _failed(error: Exception) -> int:
         log.error(reason)
         return record_end(code, reason)
     else:
-        watch.fail(code, f"{type(error).__name__}: {reason}" if code == 1 else reason)
+        told = f"{type(error).__name__}: {reason}" if code == 1 else reason
+        watch.fail(code, told, final=is_final)
     _tell(error)
-    return record_end(code, reason, is_final=getattr(error, "is_final", False))
+    return record_end(code, reason, is_final)
 
 
 def _out(code: int) -> int:
@@ -79,7 +82,7 @@ def _out(code: int) -> int:
     Not by way of the interpreter's teardown: threads of torch and of the store that are still about
     there can abort a process whose run is complete.
     """
-    if promised_world_size() > 1:
+    if promised_world_size() > 1 and not is_rehearsal():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -102,7 +105,7 @@ def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
         _claimed.clear()
 
 
-def record_end(code: int, reason: str, *, is_final: bool = False) -> int:
+def record_end(code: int, reason: str, is_final: bool = False) -> int:
     """Leave code and reason where launch.sh and a person look; the code to end with.
 
     A launcher restarts what ends with anything but 0. Under launch.sh, which is told the true code
@@ -133,8 +136,9 @@ def _tell(error: Exception) -> None:
     if isinstance(error, Rank0Failed):
         log.info("rank 0 failed: %s", error)
     elif isinstance(error, TOGETHER):
-        log.log(logging.ERROR if is_rank0() else logging.INFO, "%s", error)
-    elif isinstance(error, BadInput | OSError):
+        tells = stands_for_rank0() or _code(error) == BadInput.exit_code
+        log.log(logging.ERROR if tells else logging.INFO, "%s", error)
+    elif isinstance(error, BadInput | NoProgress | OSError):
         log.error("%s", error)
     else:
         log.error("%s", "".join(traceback.format_exception(error)).rstrip())

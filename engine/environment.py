@@ -1,10 +1,11 @@
 """What a run's bits depend on besides its configuration."""
 
 import hashlib
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from configs.command import parse
 from configs.load import load, to_plain
 from configs.schema import Config, Train
+
+log = logging.getLogger(__name__)
 
 PARTS = ("checkpoint", "configs", "data", "ddp", "engine", "models", "tasks", "utils")
 
@@ -69,14 +72,18 @@ def _commit() -> str:
 BITS_DEPEND_ON = ("torch", "world_size", "threads", "device")
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any], train: Train) -> list[str]:
-    """Why this run may not end in the bits that the checkpoint's would have, a line each."""
+def warn_of_differences(
+    saved: Mapping[str, Any] | None, now: Mapping[str, Any], train: Train
+) -> None:
+    """Say why this run may not end in the bits that the checkpoint's would have, a line each."""
+    if saved is None:
+        return
     other = [key for key in BITS_DEPEND_ON if saved.get(key) != now[key]]
-    changed = "; ".join(f"{key} {saved.get(key)} -> {now[key]}" for key in other)
-    lines = [f"equal bits are not promised: {changed}"] if changed else []
+    if other:
+        changed = "; ".join(f"{key} {saved.get(key)} -> {now[key]}" for key in other)
+        log.warning("equal bits are not promised: %s", changed)
     if now["device"].startswith("cuda") and not train.deterministic:
-        lines.append("equal bits are not promised on a GPU without train.deterministic=true")
-    return lines
+        log.warning("equal bits are not promised on a GPU without train.deterministic=true")
 
 
 def make_deterministic(config: Config) -> None:

@@ -2,21 +2,23 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
-from functools import partial, reduce
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ddp import watch
 from ddp.collectives import (
     broadcast_bytes,
     broadcast_from_rank0,
-    gather_rows,
     group_device,
+    max_over_ranks,
     sum_over_ranks,
 )
+from ddp.stop import Votes
+from engine.gradient import StepSettings, mixed_precision
 from utils.errors import BadInput
 
 Batch = dict[str, Tensor]
@@ -36,6 +38,25 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float | None]  # None: not a finite number
     sums: Sums
+
+
+class HeldOut(Protocol):
+    """Where an evaluation's batches come from (see data/feed.py)."""
+
+    @property
+    def common_batches(self) -> int: ...
+
+    def evaluation(self) -> Generator[Batch]: ...
+
+
+def scores(
+    model: nn.Module, task: Measures, feed: HeldOut, settings: StepSettings, votes: Votes
+) -> Evaluation | None:
+    """The metrics of `model` on the held-out data; None when a wish to stop cut them short."""
+    batches = watch.marked(feed.evaluation(), "evaluation", "evaluation")
+    batches = votes.between(batches, feed.common_batches)
+    found = evaluate(model, task, batches, mixed_precision(settings))
+    return None if votes.wishes.stops else found
 
 
 def evaluate(
@@ -100,6 +121,24 @@ def _add_over_ranks(sums: Sums) -> Sums:
     )
     result = {name: part.reshape(layout[name]) for name, part in parts.items()}
     for name in (name for name in layout if name not in added):
-        rows = gather_rows(here[name].reshape(-1)).reshape(-1, *layout[name])
-        result[name] = reduce(partial(_added, name), rows)
+        result[name] = _worst_over_ranks(_added(name, here[name], here[name][:0]).cpu())
     return result
+
+
+def _worst_over_ranks(rows: Tensor) -> Tensor:
+    """Of every rank's rows (N, C), sorted as `_added` does, the N first; they are found one after
+    another, since all of them together would be too many on a large job."""
+    unknown = torch.iinfo(torch.int64).min
+    found = torch.full_like(rows, unknown)
+    mine = 0  # rows of this rank that were found
+    for place in range(len(rows)):
+        score, sample = rows[mine, :2].tolist()
+        highest = int(max_over_ranks(torch.tensor([score])))
+        if highest < 0:  # nobody has more
+            break
+        named = -sample if score == highest else unknown
+        if int(max_over_ranks(torch.tensor([named]))) == named:
+            found[place] = rows[mine]
+            mine += 1
+    found = max_over_ranks(found)
+    return found.masked_fill(found == unknown, -1)

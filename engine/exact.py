@@ -60,6 +60,12 @@ def shards(config: Config) -> int:
     return count
 
 
+def world_sizes(config: Config) -> list[int]:
+    """The numbers of processes that can share a step; BadInput when exact mode has no shards."""
+    divided = shards(config) if config.ddp.exact else config.train.global_batch
+    return [n for n in range(1, divided + 1) if divided % n == 0]
+
+
 def require_exact(config: Config, world_size: int) -> None:
     """BadInput when exact mode is asked for on a number of processes that cannot share the tree."""
     if not config.ddp.exact:

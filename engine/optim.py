@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -148,6 +149,13 @@ def learning_rate(step: int, optim: Optim, steps_per_epoch: int, total_steps: in
     return optim.min_lr + (optim.lr - optim.min_lr) * share
 
 
+def rates(optim: Optim, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of a run as a function of the step."""
+    return partial(
+        learning_rate, optim=optim, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
+
+
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every group `rate`, times its own factor where it has one."""
     for group in optimizer.param_groups:
@@ -166,6 +174,17 @@ def forget_gradients(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+
+
+def saved_state(
+    optimizer: Optimizer, saved: Mapping[str, Any], file: object
+) -> dict[int, dict[str, Any]] | None:
+    """The optimizer state in the checkpoint `saved`; None without one, BadInput if another's."""
+    if not saved:
+        return None
+    require_fit(optimizer, saved["optimizer"], file)
+    state: dict[int, dict[str, Any]] = saved["optimizer"]["state"]
+    return state
 
 
 def require_fit(optimizer: Optimizer, saved: Mapping[str, Any], file: object) -> None:

@@ -42,7 +42,7 @@ class Pace:
         holds most memory; a collective. Starts anew."""
         busy_s = (row["step"] - self._step) * row["clock"]["step_s"]
         waited = min(1.0, self._waited_s / max(1e-9, busy_s))
-        here = torch.tensor([round(waited * _PARTS), self._peak_bytes()], dtype=torch.int64)
+        here = torch.tensor([round(waited * _PARTS), peak_bytes(self._device)], dtype=torch.int64)
         waited_parts, peak = max_over_ranks(here).tolist()
         self._waited_s, self._step = 0.0, row["step"]
         found = {
@@ -55,8 +55,9 @@ class Pace:
             found["mfu"] = round(spent / (world_size() * self._flops.of_the_device), 4)
         return found
 
-    def _peak_bytes(self) -> int:
-        """The most memory held at once: of the GPU by torch's tensors, else of this process."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held at once: of the GPU by torch's tensors, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

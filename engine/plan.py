@@ -12,10 +12,15 @@ from checkpoint.store import load, newest_good
 from configs.command import Command
 from configs.load import from_plain, to_plain, to_yaml
 from configs.load import load as load_config
-from configs.schema import Config
+from configs.schema import Config, Model
 from ddp import watch
 from ddp.collectives import broadcast_bytes
-from engine.restart import earlier_folder, note_start
+from ddp.process import promised_world_size, rehearse
+from ddp.wrap import require_devices
+from engine.exact import require_exact
+from engine.optim import require_names
+from engine.recorder import require_board
+from engine.restart import earlier_folder, note_sizes, note_start
 from utils.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -27,7 +32,7 @@ FREE = ("run.", "save.", "log.", "faults.", "data.workers", "data.path", "data.d
 class Plan(NamedTuple):
     """`path`, `cursor`, `config`, `scaler` are known to every rank; the rest stays with rank 0."""
 
-    verb: Literal["train", "evaluate", "nothing"]
+    verb: Literal["train", "evaluate", "rehearse", "nothing"]
     config: Config
     path: Path  # of the run folder
     cursor: dict[str, Any]
@@ -38,14 +43,16 @@ class Plan(NamedTuple):
 
 
 def settle(
-    command: Command, require: Callable[[Config], None], require_fresh: Callable[[Config], None]
+    command: Command, require: Callable[[Config], None], require_fresh: Callable[[Model], None]
 ) -> Plan:
     """The run that the command line, its folder and its checkpoint make; BadInput when they don't.
 
     `require` raises BadInput for a configuration that names what there is not, `require_fresh` for
-    what a run needs only when it starts from the beginning. A process that its
-    launcher has started again goes on in the folder of its earlier start, whatever the command.
+    weights that a run needs only when it starts from the beginning. A process that its launcher has
+    started again goes on in the folder of its earlier start, whatever the command.
     """
+    if command.rehearse is not None:
+        return _rehearsed(command, command.rehearse, require, require_fresh)
     earlier = None if command.evaluate else earlier_folder()
     if command.evaluate is not None:
         saved = load(command.evaluate)
@@ -69,7 +76,7 @@ def settle(
     config = config.model_copy(update={"run": named})
     found = newest_good(folder.path) if command.resume or earlier else None
     if found is None:
-        require_fresh(config)
+        require_fresh(config.model)
         return _begun(config, folder, None, {})
     for reason in found.refused:
         log.warning("passed over: %s", reason)
@@ -92,10 +99,30 @@ def _resume_file(
     return _begun(config, folder, *((found.path, found.content) if found else (file, saved)))
 
 
+def _rehearsed(
+    command: Command,
+    world_size: int,
+    require: Callable[[Config], None],
+    require_fresh: Callable[[Model], None],
+) -> Plan:
+    """A run that claims no folder; from here on this process is one of `world_size`."""
+    rehearse(command.rank, world_size)
+    assert command.config is not None
+    config = load_config(command.config, command.overrides)
+    _require(config, require)
+    require_fresh(config.model)
+    return Plan("rehearse", config, Path(), {})
+
+
 def _require(config: Config, require: Callable[[Config], None]) -> None:
     """The rest of the start is watched by the configuration's limits, if it is a usable one."""
     watch.limit(config.faults.start_timeout_s, config.faults.hang_timeout_s)
+    note_sizes(config)
     require(config)
+    require_exact(config, promised_world_size())
+    require_devices(config.ddp)
+    require_names(config.optim)
+    require_board(config.log)
 
 
 def _alternative(file: Path) -> str:

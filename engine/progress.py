@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -33,11 +34,14 @@ def open_console(*, speaks: bool) -> None:
 
 
 def open_log_file(folder: Path, rank: int) -> None:
-    """Write this rank's records to `rank-K.log` in `folder` as well."""
+    """Write this rank's records to `rank-K.log` in `folder` as well; first, where it runs."""
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / f"rank-{rank}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(file)
+    who = (rank, socket.gethostname(), os.getpid())
+    told = log.makeRecord(log.name, logging.INFO, "", 0, "rank %d: host %s, process %d", who, None)
+    file.handle(told)  # not to the console
 
 
 class Progress:

@@ -86,6 +86,12 @@ class Recorder:
         if self._board is not None:
             self._board.samples(arrays)
 
+    def record(self, row: Row, sums: Mapping[str, Tensor] | None) -> None:
+        """Add a row of metrics, and the `sums` of the evaluation in it."""
+        if sums is not None:
+            self.evaluation(row["step"], sums)
+        self.row(row)
+
     def row(self, row: Row) -> None:
         """Add a row of metrics."""
         assert self._metrics is not None

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec
 
-from checkpoint.store import SaveFailed, Store
+from checkpoint.folder import RunFolder
+from checkpoint.store import SaveFailed
 from configs.schema import Save
 from ddp.stop import Votes, Wishes
 
@@ -17,10 +18,10 @@ P = ParamSpec("P")
 
 
 class Saver:
-    """Saves when the configuration says; `store` is None on every rank but 0."""
+    """Saves when the configuration says; only rank 0 has a `folder`."""
 
-    def __init__(self, store: Store | None, save: Save, votes: Votes) -> None:
-        self._store = store
+    def __init__(self, folder: RunFolder | None, save: Save, votes: Votes) -> None:
+        self._store = folder.store(save.keep) if folder else None
         self._save = save
         self._votes = votes
         self._saved_at = time.monotonic()

@@ -1,6 +1,7 @@
 """Weights from a file into a network on the CPU, and the report of what came of each of them."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from checkpoint.open import read
 from checkpoint.state import decoded
 from configs.schema import Model
 from models.library import published, same_classes
+from utils.durable import write_atomic
 from utils.errors import BadInput
 from utils.names import near
+
+log = logging.getLogger(__name__)
 
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -49,6 +53,24 @@ class LoadReport:
     def to_json(self) -> bytes:
         """The whole report as JSON."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+def fill(
+    model: nn.Module,
+    section: Model,
+    classes: Sequence[str],
+    folder: Path,
+    saved: Mapping[str, Tensor] | None = None,
+    file: Path | None = None,
+) -> None:
+    """Give `model` its first weights: a checkpoint's (`saved`, from `file`), or, with a report in
+    the run's `folder`, those that `section.weights` names. BadInput where they do not fit."""
+    if saved is not None:
+        restore(model, saved, file)
+    elif section.weights is not None:
+        report = load_weights(model, section, classes)
+        log.info(report.text())
+        write_atomic(folder / "load_report.json", report.to_json())
 
 
 def load_weights(model: nn.Module, section: Model, classes: Sequence[str]) -> LoadReport:

@@ -24,6 +24,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import train
+from data.feed import Feed
 from engine.ending import end
 from tests.runs import QUICK
 
@@ -104,22 +105,25 @@ def _inject(fault: Fault, rank: int, happened: Path) -> None:
     if fault.phase == "start":
         story.build_dataset = before(story.build_dataset)
     elif fault.phase == "data":
-        batches = story.train_batches
+        feed: Any = Feed
+        training = feed.training
 
-        def patched_batches(*args: Any) -> Generator[Any]:
-            for item in batches(*args):
+        def patched_training(*args: Any) -> Generator[Any]:
+            for item in training(*args):
                 here()
                 yield item
 
-        story.train_batches = patched_batches
+        feed.training = patched_training
     elif fault.phase in ("step", "evaluation"):
         build = story.network
-        training = fault.phase == "step"
+        trains = fault.phase == "step"
 
         def patched_network(*args: Any) -> Any:
-            model = build(*args)
-            model.register_forward_pre_hook(lambda m, _: here() if m.training == training else None)
-            return model
+            ddp_model = build(*args)
+            ddp_model.module.register_forward_pre_hook(
+                lambda m, _: here() if m.training == trains else None
+            )
+            return ddp_model
 
         story.network = patched_network
     elif fault.phase == "save":

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # DDP imports it; once here is a second less in every rank of every trial
 
 from checkpoint.publish import step_files
 from tests.runs import QUICK, assert_same_bits, finish, outcome, run, start

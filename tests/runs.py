@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DDP imports it; once here is a second less in every rank
 
 import train
 from checkpoint.open import read
@@ -48,6 +49,7 @@ def _one_rank(rank: int, world_size: int, port: int, arguments: list[str]) -> No
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )

@@ -105,7 +105,7 @@ def test_no_file_of_the_product_runs_what_it_reads() -> None:
 
 def test_the_top_level_holds_what_the_readme_names() -> None:
     known = {"README.md", "runs", "datasets", "shared", "__pycache__"}
-    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "slurm-"))}
     readme = (ROOT / "README.md").read_text()
     unknown = [name for name in names - known if name not in readme]
     assert not unknown

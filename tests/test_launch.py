@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 STAND_IN = r"""#!/usr/bin/env bash
 case "$*" in
-*torch.distributed.run*)
+*ddp.launcher*)
     printf '%s\0' "$@" >"$NOTES/arguments"
     env -0 >"$NOTES/environment"
     printf '%s' "${SAID-}" >"$LOCKSTEP_EXIT"
@@ -102,7 +102,7 @@ class Launch:
         self.root.mkdir()
         for name in ("launch.sh", "requirements.txt", "requirements-dev.txt", "constraints.txt"):
             shutil.copy(ROOT / name, self.root)
-        for name in ("configs", "utils"):
+        for name in ("configs", "ddp", "utils"):
             (self.root / name).symlink_to(ROOT / name)
         del self.env["VIRTUAL_ENV"]
         (self.folder / "bin").mkdir()
@@ -149,6 +149,18 @@ def test_several_hosts_meet_where_they_are_told(launch):
     assert "GLOO_SOCKET_IFNAME" not in launch.environment()
 
 
+def test_hosts_of_a_range_may_come_and_go(launch):
+    env = {"NNODES": "2:4", "NODE_RANK": "3", "MASTER_ADDR": "host; touch marker", "NPROC": "4"}
+    assert launch(**env) == (0, "")
+    assert launch.flag("nnodes") == "2:4"
+    assert launch.flag("rdzv-backend") == "elastic"
+    assert launch.flag("rdzv-endpoint") == env["MASTER_ADDR"] + ":29500"
+    assert launch.flag("rdzv-conf") == "host=3,processes=4"
+    assert int(launch.flag("max-restarts")) > 0  # a host that is lost counts as a failure
+    assert launch(MAX_RESTARTS="7", **env) == (0, "")
+    assert launch.flag("max-restarts") == "7"
+
+
 @pytest.mark.parametrize(
     ("env", "told"),
     [
@@ -158,6 +170,12 @@ def test_several_hosts_meet_where_they_are_told(launch):
         ({"MASTER_PORT": "1; touch marker"}, "MASTER_PORT='1; touch marker' is no whole number"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is taken or not allowed"),
         ({"NNODES": "2"}, "NNODES needs NODE_RANK and MASTER_ADDR"),
+        ({"NNODES": "1:2"}, "NNODES needs NODE_RANK and MASTER_ADDR"),
+        ({"NNODES": "0"}, "NNODES='0' is neither a number of hosts, from 1, nor a range"),
+        ({"NNODES": "3:2"}, "NNODES='3:2' is neither"),
+        ({"NNODES": "1:2:3"}, "NNODES='1:2:3' is neither"),
+        ({"NNODES": "1:x[$(touch marker)]"}, "is neither"),
+        ({"NNODES": "1:2", "NODE_RANK": "2", "MASTER_ADDR": "x"}, "NODE_RANK=2 is not below"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "x"}, "NODE_RANK=2 is not below NNODES"),
     ],
 )
@@ -334,6 +352,20 @@ if rank == "0":
     Path(os.environ["LOCKSTEP_EXIT"]).write_text("75\\nstopped by SIGTERM and saved")
     sys.exit(75)
 """
+
+
+@pytest.mark.parametrize("flag", [["--rehearse", "8"], ["--rehearse=8"]])
+def test_a_rehearsal_is_started_as_the_one_process_that_it_is(launch, flag):
+    launch.without_environment()
+    note = launch.folder / "note"
+    (launch.root / "train.py").write_text(
+        "import os, sys\n"
+        f"open({str(note)!r}, 'w').write(repr((sys.argv[1:], 'RANK' in os.environ)))\n"
+        "sys.exit(2)\n"
+    )
+    assert launch(*flag, "--rank", "3", "seed=1", NPROC="4", VIRTUAL_ENV=sys.prefix) == (2, "")
+    assert note.read_text() == repr(([*flag, "--rank", "3", "seed=1"], False))
+    assert launch("--rehearse", "0", VIRTUAL_ENV=sys.prefix)[1].startswith("error: --rehearse 0: a")
 
 
 def test_the_real_torchrun_starts_the_ranks_and_the_code_comes_back(launch):

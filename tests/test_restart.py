@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engine import restart
 from tests.runs import QUICK, assert_same_bits, outcome, run
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path("runs/x")
 OPTIONS = (*QUICK, "save.every_steps=4", "train.epochs=4")
 
 
@@ -58,16 +60,43 @@ def test_a_killed_rank_is_restarted_to_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(outcome(tmp_path / "unbroken"), outcome(tmp_path / "broken"))
 
 
-def test_three_restarts_without_progress_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Notes a start at a step, after so many failures."""
     store: dict[str, str] = {}
     monkeypatch.setattr(restart, "recall", store.get)
     monkeypatch.setattr(restart, "remember", store.__setitem__)
     assert restart.earlier_folder() is None
-    folder = Path("runs/x")
-    for step in (0, 4, 4, 4):
-        restart.note_start(folder, step)
-        assert restart.earlier_folder() == folder.absolute()
+
+    def noted(step: int, failures: int) -> None:
+        monkeypatch.setattr(restart, "failures", lambda: failures)
+        restart.note_start(FOLDER, step)
+        assert restart.earlier_folder() == FOLDER.absolute()
+
+    return noted
+
+
+def test_three_restarts_without_progress_end_the_run(begin: Callable[[int, int], None]) -> None:
+    for failures, step in enumerate((0, 4, 4, 4)):
+        begin(step, failures)
     with pytest.raises(
         restart.NoProgress, match=r"three restarts without progress: each .* step 4"
     ):
-        restart.note_start(folder, 4)
+        begin(4, 4)
+
+
+def test_hosts_that_come_and_go_are_no_failures(begin: Callable[[int, int], None]) -> None:
+    for failures in (0, 0, 0, 0, 0, 1, 1, 1, 2, 2):
+        begin(4, failures)
+    begin(8, 3)  # progress
+    for failures in (4, 4, 5, 5, 5):
+        begin(8, failures)
+    with pytest.raises(restart.NoProgress, match=r"three restarts without progress"):
+        begin(8, 6)
+
+
+def test_a_run_that_is_never_let_take_a_step_ends(begin: Callable[[int, int], None]) -> None:
+    for _ in range(20):
+        begin(4, 1)
+    with pytest.raises(restart.NoProgress, match=r"20 restarts without progress: .* step 4"):
+        begin(4, 1)

@@ -27,6 +27,12 @@ def test_overrides_may_stand_anywhere():
     assert command == Command(Path("x.yaml"), "auto", None, ("a.b=1", "c.d=2", "e.f=3"))
 
 
+def test_one_process_of_many_is_rehearsed():
+    command = parse(["--rehearse", "1024", "--rank", "777", "--config", "x.yaml", "a.b=1"])
+    assert command == Command(Path("x.yaml"), None, None, ("a.b=1",), 1024, 777)
+    assert parse(["--rehearse", "2"])[-2:] == (2, 0)
+
+
 def test_a_checkpoint_brings_its_configuration():
     assert parse(["--resume", "x.pt", "a.b=1"]) == Command(None, "x.pt", None, ("a.b=1",))
     assert parse(["--evaluate", "x.pt"]) == Command(None, None, Path("x.pt"), ())
@@ -38,6 +44,13 @@ def test_a_checkpoint_brings_its_configuration():
         (["--config", "x.yaml", "--resume", "x.pt"], "x.pt holds its own"),
         (["--config", "x.yaml", "--evaluate", "x.pt"], "x.pt holds its own"),
         (["--resume", "auto", "--evaluate", "x.pt"], "exclude each other"),
+        (["--rehearse", "0"], "--rehearse 0: a job has at least 1 process"),
+        (["--rehearse", "many"], "invalid int value: 'many'"),
+        (["--rehearse", "8", "--rank", "8"], "--rank 8: the ranks of 8 processes are 0 to 7"),
+        (["--rehearse", "8", "--rank", "-1"], "--rank -1: the ranks of 8 processes are 0 to 7"),
+        (["--rank", "3"], "--rank says which process of --rehearse N is played: give both"),
+        (["--rehearse", "8", "--resume", "auto"], "from its beginning: leave out --resume"),
+        (["--rehearse", "8", "--evaluate", "x.pt"], "from its beginning: leave out --evaluate"),
         (["--resume"], "expected one argument"),
         (["--resume="], "--resume needs a file"),
         (["--optim.lr=3"], "unrecognized arguments: --optim.lr=3"),

@@ -21,14 +21,14 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 
 def examples(text: str) -> list[list[str]]:
     """The arguments behind `train.py` of each example."""
-    lines = [line.split("   ")[0] for line in text.splitlines() if line.startswith("  ")]
+    lines = [line.split("  ")[1] for line in text.splitlines() if line.startswith("  ")]
     lines = [line for line in lines if " train.py" in line and "KEY" not in line]
     return [shlex.split(line.split("train.py", 1)[1]) for line in lines]
 
 
 def test_every_example_is_a_command_that_train_py_takes(told: str) -> None:
     found = examples(told)
-    assert len(found) == 5
+    assert len(found) == 6
     for arguments in found:
         command = parse(arguments)
         if command.config is not None:
@@ -40,7 +40,16 @@ def test_help_fits_a_screen_and_names_every_flag_and_exit_code(told: str) -> Non
     lines = told.splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
-    for word in ("--config", "--resume", "--evaluate", "KEY=VALUE", "75 stopped", "launch.sh"):
+    for word in (
+        "--config",
+        "--resume",
+        "--evaluate",
+        "--rehearse",
+        "--rank",
+        "KEY=VALUE",
+        "75 stopped",
+        "launch.sh",
+    ):
         assert word in told
     assert Path(describe.OPTIONS).is_file()
     assert "docs/options.md" in told

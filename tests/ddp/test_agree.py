@@ -3,6 +3,7 @@
 ./launch.sh test tests/ddp/test_agree.py
 """
 
+import os
 import time
 
 import pytest
@@ -41,6 +42,19 @@ def test_every_rank_is_told_what_differs_and_where(name: str) -> None:
         assert f"rank 2: {expected}" in text
         assert "rank 1:" not in text
         assert seconds < 10
+
+
+def ends_with(rank: int) -> int:
+    os.environ["LOCKSTEP_START"] = "7"
+    try:
+        require_same(FACTS | ({"code": "ba9876543210"} if rank == 2 else {}))
+    except Disagreement as error:
+        return error.exit_code
+    return 0
+
+
+def test_of_an_elastic_job_only_the_ranks_that_differ_are_turned_away() -> None:
+    assert run_ranks(3, ends_with) == [75, 75, 2]
 
 
 def test_equal_facts_pass() -> None:

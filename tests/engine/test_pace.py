@@ -1,17 +1,20 @@
 """Throughput said honestly: waiting, memory, FLOPs, and which process runs where."""
 
 import copy
+import os
+import socket
 import time
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from data.loader import MicroBatch
+from engine import layout
 from engine.flops import Flops, device_flops, image_flops, utilisation_base
-from engine.layout import processes
 from engine.pace import Pace
 from models.small_resnet import small_resnet
 from tasks.classification import Classification
@@ -123,12 +126,19 @@ def test_utilisation_is_measured_against_the_gpu_that_is_there() -> None:
     assert found is None or found.of_the_device > found.of_an_image > 1e6
 
 
-def described(rank: int) -> list[dict[str, Any]]:
-    return processes(rank, CPU)
+def described(rank: int, of_a_host: int, listed: int) -> dict[str, Any]:
+    """As torchrun starts it on hosts of `of_a_host` processes; the last has what is left."""
+    number, local = divmod(rank, of_a_host)
+    here = min(of_a_host, dist.get_world_size() - number * of_a_host)
+    os.environ |= {"GROUP_RANK": str(number), "LOCAL_RANK": str(local)}
+    os.environ["LOCAL_WORLD_SIZE"] = str(here)
+    layout.LISTED = listed
+    return layout.processes(rank, CPU)
 
 
-def test_rank_0_knows_which_process_runs_where() -> None:
-    found = run_ranks(3, described)[0]
-    assert [place["rank"] for place in found] == [0, 1, 2]
-    assert len({place["process"] for place in found}) == 3
-    assert {place["device"] for place in found} == {"cpu"}
+@pytest.mark.parametrize("listed", [64, 1])
+def test_every_host_is_counted_and_the_first_are_named_with_their_ranks(listed: int) -> None:
+    one = {"host": socket.gethostname(), "device": "cpu"}
+    hosts = [{**one, "first": 0, "last": 1}, {**one, "first": 2, "last": 2}]
+    expected = {"count": 3, "hosts": 2, "listed": hosts[:listed]}
+    assert run_ranks(3, described, 2, listed) == [expected] * 3

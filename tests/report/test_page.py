@@ -56,6 +56,22 @@ def test_the_page_shows_every_part(finished: Path) -> None:
     assert "step-00000042.pt = best.pt = last.pt" in page or "step-00000042.pt = last.pt" in page
 
 
+def test_a_large_job_is_shown_by_its_first_hosts(copied: Path) -> None:
+    starts = [json.loads(line) for line in (copied / "starts.jsonl").read_text().splitlines()]
+    named = [
+        {"host": f"node{n}", "first": 8 * n, "last": 8 * n + 7, "device": "cuda (NVIDIA H100)"}
+        for n in range(64)
+    ]
+    starts[-1]["processes"] = {"count": 65536, "hosts": 8192, "listed": named}
+    (copied / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    page = page_of(copied)
+    assert "<summary>65,536 on 8,192 host(s)</summary>" in page
+    row = '<td class="number">504\N{EN DASH}511</td><td>node63</td><td>cuda (NVIDIA H100)</td>'
+    assert row in page
+    assert "8,128 more; where rank K ran is the first line of logs/rank-K.log" in page
+    assert '<td class="number">65536</td>' in page
+
+
 def test_the_load_report_is_shown(copied: Path) -> None:
     report = {
         "file": "weights.pt",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,14 @@ def test_a_start_says_who_ran_where_and_from_what(finished: Path) -> None:
     first, second = read_run(finished).starts
     assert (first["step"], second["step"]) == (0, 28)
     assert second["checkpoint"].endswith("last.pt")
-    assert [rank["rank"] for rank in first["ranks"]] == [0, 1]
-    assert {rank["device"] for rank in first["ranks"]} == {"cpu"}
-    assert len({rank["process"] for rank in first["ranks"]}) == 2
+    here = {"host": socket.gethostname(), "first": 0, "last": 1, "device": "cpu"}
+    assert first["processes"] == {"count": 2, "hosts": 1, "listed": [here]}
+    for rank in range(2):
+        lines = (finished / "logs" / f"rank-{rank}.log").read_text().splitlines()
+        told = [
+            line for line in lines if f"rank {rank}: host {socket.gethostname()}, process" in line
+        ]
+        assert (len(told), told[0]) == (2, lines[0]), "once a start, first of all"
     assert first["layout"] == "2 processes x 1 micro-batch x 48 = global batch 96"
     assert first["environment"]["torch"] == torch.__version__
 
