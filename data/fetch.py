@@ -30,7 +30,7 @@ class BadImage(BadInput):
     """A sample that cannot be read; the message begins with its path."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """The samples of one batch, and what those that change by epoch are drawn from."""
 
@@ -53,7 +53,8 @@ def fetch(dataset: Any, collate: Collate, request: Request) -> Fetched:
     """
     if hasattr(dataset, "in_epoch"):
         dataset = dataset.in_epoch(request.seed, request.epoch)
-    samples, skipped = request.samples, dict[int, str]()
+    samples = request.samples
+    skipped: dict[int, str] = {}
     if hasattr(dataset, "__getitems__"):
         batch: Batch = dataset.__getitems__(samples)
     else:

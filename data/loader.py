@@ -34,7 +34,7 @@ class Source:
     workers: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would triple what making one costs, in every step
 class Piece:
     """The samples of one micro-batch, and its place in the run.
 
@@ -48,7 +48,7 @@ class Piece:
     kept: slice
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MicroBatch:
     """A batch on the device; `index` is its number among the micro-batches of the global batch.
 
@@ -166,7 +166,7 @@ def _transformed(
         if batch is None:
             continue
         kept = piece.samples[piece.kept].tolist() if skipped else []
-        samples = batch["sample"].numpy()
+        samples = batch["sample"].numpy() if skipped else piece.samples
         if source.device.type == "cuda":
             batch = _copied(batch, source.device)
         batch = source.transform(batch, samples, piece.epoch)

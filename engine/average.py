@@ -37,7 +37,6 @@ class Average:
             if not is_real
         ]
 
-    @torch.no_grad()
     def update(self) -> None:
         """Count the weights that a step ended in; one list operation, nothing is read."""
         if not self.kept:

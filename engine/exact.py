@@ -105,8 +105,7 @@ def exact(
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     buffers = list(model.buffers())
     at_start = after_first = [buffer.clone() for buffer in buffers]
-    pieces, count, total = counted(task, batches, settings)
-    scale = torch.full((), 1.0, dtype=torch.float32, device=settings.device) / total
+    pieces, count, factor = counted(task, batches, settings, 1)
     losses = []
     tree = TreeSum()
     for number in range(len(settings.micro_batches)):
@@ -114,7 +113,7 @@ def exact(
         key_randomness(settings, step, piece.index)
         with mixed_precision(settings):
             loss = task.loss(model, piece.batch)
-        backward(loss, scale, settings)
+        backward(loss, factor, settings)
         losses.append(loss.detach())
         tree.add([_taken(name, parameter) for name, parameter in trained])
         if number == 0:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -86,9 +87,7 @@ def averaged(
 
     All but the last run under `no_sync`. The average is undone in the factor.
     """
-    pieces, count, total = counted(task, batches, settings)
-    # Filled on the device: a number copied there would make the host wait for the device.
-    scale = torch.full((), settings.world_size, dtype=torch.float32, device=settings.device) / total
+    pieces, count, factor = counted(task, batches, settings, settings.world_size)
     losses = []
     last = len(settings.micro_batches) - 1
     for number in range(last + 1):
@@ -97,15 +96,16 @@ def averaged(
         with nullcontext() if number == last else ddp_model.no_sync():
             with mixed_precision(settings):
                 loss = task.loss(ddp_model, piece.batch)
-            backward(loss, scale, settings)
+            backward(loss, factor, settings)
         losses.append(loss.detach())
     return losses, count
 
 
 def counted(
-    task: Trains, batches: Iterator[MicroBatch], settings: StepSettings
-) -> tuple[Iterator[MicroBatch], Count, Count]:
-    """The micro-batches of a step, what they count, and what those of all ranks count together.
+    task: Trains, batches: Iterator[MicroBatch], settings: StepSettings, times: int
+) -> tuple[Iterator[MicroBatch], Count, Tensor]:
+    """The micro-batches of a step, what they count, and the factor () of their summed losses:
+    `times` over what the micro-batches of all ranks count together.
 
     Where every sample counts the same this is known beforehand. Where counts vary (valid pixels,
     boxes), the mean over the global batch is not the mean of the ranks' means: the counts are added
@@ -113,18 +113,28 @@ def counted(
     """
     parts = len(settings.micro_batches)
     if not task.counts_vary:
-        return batches, sum(settings.micro_batches), settings.global_batch
+        factor = _fraction(times, settings.global_batch, settings.device)
+        return batches, sum(settings.micro_batches), factor
     pieces = [next(batches) for _ in range(parts)]
     counts = [torch.as_tensor(task.count(piece.batch)) for piece in pieces]
     count = torch.stack(counts).sum().to(settings.device)
-    return iter(pieces), count, sum_over_ranks(count.clone()).clamp(min=1)
+    total = sum_over_ranks(count.clone()).clamp(min=1)
+    # Filled on the device: a number copied there would make the host wait for the device.
+    return iter(pieces), count, torch.full_like(total, times, dtype=torch.float32) / total
 
 
-def backward(loss: Tensor, scale: Tensor, settings: StepSettings) -> None:
-    """Add the gradient of `loss * scale` to `.grad`, without computing that product; scaled up
+@cache
+def _fraction(above: int, below: int, device: torch.device) -> Tensor:
+    """`above / below` () float32 on the device, made once."""
+    return torch.full((), above, dtype=torch.float32, device=device) / below
+
+
+def backward(loss: Tensor, factor: Tensor, settings: StepSettings) -> None:
+    """Add the gradient of `loss * factor` to `.grad`, without computing that product; scaled up
     further by GradScaler in fp16."""
-    factor = settings.scaler.scale(scale.to(loss.dtype))
-    loss.backward(factor)  # type: ignore[no-untyped-call]
+    # A copy, as a view of it may become the `.grad` of a parameter, which is then added to.
+    own = factor.to(loss.dtype, copy=True)
+    loss.backward(settings.scaler.scale(own))  # type: ignore[no-untyped-call]
 
 
 def key_randomness(settings: StepSettings, step: int, index: int) -> None:

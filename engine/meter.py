@@ -36,6 +36,7 @@ class Meter:
         names = ("loss", "count", "bad_images")
         sums = [carried.get(name, 0) if carries else 0 for name in names] + [0]
         self._sums = torch.tensor(sums, dtype=torch.int64, device=settings.device)
+        self._loss, self._count, self._bad, self._broken = self._sums.unbind()
         self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
         self._losses: list[Tensor] = []  # not in the sums yet
         self._counts: list[Tensor | int] = []
@@ -70,10 +71,10 @@ class Meter:
         if not self._losses:
             return
         units, broken = without_broken(to_fixed(torch.stack(self._losses)))
-        self._sums[0] += units.sum()
-        self._sums[1] += sum(self._counts)
-        self._sums[2] += self._bad_images
-        self._sums[3] += broken
+        self._loss += units.sum()
+        self._count += sum(self._counts)
+        self._bad += self._bad_images
+        self._broken += broken
         self._losses, self._counts, self._bad_images = [], [], 0
 
     def restart_clock(self) -> None:

@@ -27,11 +27,12 @@ class Saver:
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
         self._asked: str | None = None  # the name of the newest checkpoint asked for
+        self._look = None if store is None else self.guarded(store.done)
 
     def is_due(self, step: int, wishes: Wishes) -> bool:
         """Whether all ranks save after `step`, for its number, the clock, or a wish to stop."""
-        if self._store is not None:
-            self.guarded(self._store.done)()  # a save in the background may have failed by now
+        if self._look is not None:
+            self._look()  # a save in the background may have failed by now
             self._watch_the_clock()
         by_step = self._save.every_steps is not None and step % self._save.every_steps == 0
         return by_step or bool(wishes.signal or wishes.save)
