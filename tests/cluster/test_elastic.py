@@ -220,6 +220,6 @@ def test_a_run_that_always_fails_at_one_step_is_given_up_by_all_hosts(job: Job, 
     assert "step 6 always fails" in said
     lines = (job.folder / "x" / "starts.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
-    assert steps.count(steps[-1]) == 4 and len(steps) < 9  # one, and three restarts
+    assert steps.count(steps[-1]) == 3  # a fourth is not let begin
     if hosts == 2:
         assert "three restarts without progress" in job.said(1).splitlines()[-1]
