@@ -61,7 +61,7 @@ def alone(scenario: Callable[..., None], *args: object) -> None:
 
 
 def _alone(_rank: int, scenario: Callable[..., None], *args: object) -> None:
-    launcher._MORE_HOSTS_S = 0.5
+    launcher._MORE_HOSTS_S = launcher._BYE_S = 0.5
     dynamic._delay = lambda seconds: time.sleep(0.02)
     port = free_port()
     scenario(lambda number, *arguments: Host(number, port, list(arguments)), *args)
