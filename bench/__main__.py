@@ -2,6 +2,7 @@
 
 overhead    our step beside the most careful bare DDP loop, and a step that does nothing
 peers       the same work through Lightning, accelerate and ignite (requirements-bench.txt)
+heartbeat   what watching and agreeing to stop cost a step
 order       the order of samples beside torch's DistributedSampler
 startup     imports, and from the launch to the first step
 exact       what the same bits on any number of processes cost

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from bench.paired import Block, Done, Times, Turns, over_ranks, ratios, record, spread
 from bench.ranks import on_ranks
@@ -80,7 +80,13 @@ class Terminal(io.StringIO):
         return len(text)
 
 
-def harness(turns: Turns, config: str, *overrides: str) -> None:
+class Steps(Protocol):
+    """Is told of every step."""
+
+    def step(self) -> None: ...
+
+
+def harness(turns: Steps, config: str, *overrides: str) -> None:
     """Run train.py without evaluations and saves, `turns.step` called at each step, to its end."""
     sys.stderr, sys.stdout = Terminal(), Terminal()
     import train
@@ -93,7 +99,7 @@ def harness(turns: Turns, config: str, *overrides: str) -> None:
         train.run(["--config", config, *endless, *overrides])
 
 
-def _paused(batches: Callable[..., Any], turns: Turns) -> Callable[..., Generator[Any]]:
+def _paused(batches: Callable[..., Any], turns: Steps) -> Callable[..., Generator[Any]]:
     """`batches` with a call of `turns.step` before each batch is fetched."""
 
     def with_turns(*args: Any) -> Generator[Any]:

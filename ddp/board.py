@@ -107,9 +107,13 @@ def open_board(rank: int) -> Board:
     return Board(Path(own).parents[1] / "board", many, mine, rank)
 
 
-def is_gone(pid: int) -> bool:
-    """Whether no process `pid` of this host runs any more; a zombie does not."""
+def is_gone(pid: int, *, zombie_too: bool = True) -> bool:
+    """Whether no process `pid` of this host runs any more. A zombie does not; telling it apart
+    takes a file of the kernel."""
     try:
+        os.kill(pid, 0)
+        if not zombie_too:
+            return False
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return True

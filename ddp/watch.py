@@ -119,11 +119,12 @@ class Watch:
                 self._suspect(late)
 
     def _dead(self, standings: list[Standing], *, among_all: bool) -> list[Standing]:
-        """The neighbours that run no more; each process only looks after the next one, until
-        something has happened."""
+        """The neighbours that run no more; each process only looks after the next one, and not
+        closely, until something has happened."""
         later = sorted((s for s in standings if s.rank != self.rank),
                        key=lambda s: (s.rank < self.rank, s.rank))  # fmt: skip
-        return [s for s in (later if among_all else later[:1]) if is_gone(s.pid)]
+        looked_at = later if among_all else later[:1]
+        return [s for s in looked_at if is_gone(s.pid, zombie_too=among_all)]
 
     def _bury(self, dead: list[Standing]) -> None:
         """End the job because a neighbour died without a word; the first to see it tells all."""

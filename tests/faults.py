@@ -84,6 +84,7 @@ KINDS: dict[str, Callable[[], None]] = {
     "memory": _limit_memory,
     "worker": _kill_a_worker,
     "pause": lambda: time.sleep(0.3),  # long enough for a signal to arrive here
+    "none": lambda: None,
 }
 
 

@@ -32,7 +32,9 @@ def cell(fault: Fault) -> tuple[float, list[str]]:
 
 def main(chosen: list[str]) -> int:
     """The number of cells in which something was wrong."""
-    kinds = [kind for kind in chosen if kind in KINDS] or [k for k in KINDS if k != "pause"]
+    kinds = [kind for kind in chosen if kind in KINDS] or [
+        k for k in KINDS if k not in ("pause", "none")
+    ]
     phases = [phase for phase in chosen if phase in PHASES] or list(PHASES)
     assert {*chosen} <= {*KINDS, *PHASES}, f"kinds: {', '.join(KINDS)}; {', '.join(PHASES)}"
     seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
