@@ -11,7 +11,6 @@ is read from the summed gradient, which is the same bits on every world size.
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
