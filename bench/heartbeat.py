@@ -64,7 +64,7 @@ def _one_rank(rank: int, folder: str, cycles: int, steps: int, batch: int) -> li
 
     os.environ["TORCHELASTIC_ERROR_FILE"] = f"{folder}/attempt/{rank}/error.json"
     os.environ["LOCAL_WORLD_SIZE"] = "2"
-    watch.begin(lambda code, _: code)
+    watch.begin(lambda code, _reason, _final: code)
     sides = Sides(cycles, steps)
     harness(
         sides,

@@ -86,13 +86,6 @@ def _row(dataset: Any, sample: int, skipped: dict[int, str]) -> Any:
     return None
 
 
-def fetch_in_turn(
-    dataset: Any, collate: Collate, requests: Iterable[Request]
-) -> Generator[Fetched]:
-    """The batch of each request, fetched in this process when it is asked for."""
-    return (fetch(dataset, collate, request) for request in requests)
-
-
 def fetch_ahead(
     dataset: Any, collate: Collate, requests: Iterable[Request], workers: int, pin: bool
 ) -> Generator[Fetched]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data.fetch import Batch, Collate, Fetched, Request, fetch_ahead, fetch_in_turn
+from data.fetch import Batch, Collate, Fetched, Request, fetch, fetch_ahead
 from data.order import Indices, TrainOrder, share
 from data.order import eval_batches as eval_parts
 from data.transforms import Transform
@@ -142,37 +142,54 @@ def _train_pieces(
 
 def _delivered(source: Source, pieces: Iterator[Piece], rank: int) -> Generator[MicroBatch]:
     """The transformed batch of each piece of which anything can be read, on the device."""
+    with closing(_fetched(source, pieces)) as fetched:
+        ready = _transformed(source, fetched, rank)
+        yield from _one_ahead(ready, source.device) if source.device.type == "cuda" else ready
+
+
+def _fetched(source: Source, pieces: Iterator[Piece]) -> Generator[tuple[Piece, Fetched]]:
+    """Each piece and its batch, fetched ahead by workers, or when it is asked for."""
+    dataset, collate, seed = source.dataset, source.collate, source.transform.seed
+    if not source.workers:
+        for piece in pieces:
+            yield piece, fetch(dataset, collate, Request(piece.samples, seed, piece.epoch))
+        return
     pieces, ahead = tee(pieces)
-    requests = (Request(piece.samples, source.transform.seed, piece.epoch) for piece in ahead)
-    on_gpu = source.device.type == "cuda"
-    if source.workers:
-        fetched = fetch_ahead(source.dataset, source.collate, requests, source.workers, pin=on_gpu)
-    else:
-        fetched = fetch_in_turn(source.dataset, source.collate, requests)
-    ready = _transformed(source, zip(pieces, fetched, strict=False), rank)
-    with closing(fetched):
-        yield from _one_ahead(ready, source.device) if on_gpu else ready
+    requests = (Request(piece.samples, seed, piece.epoch) for piece in ahead)
+    pin = source.device.type == "cuda"
+    with closing(fetch_ahead(dataset, collate, requests, source.workers, pin)) as fetched:
+        yield from zip(pieces, fetched, strict=False)
 
 
 def _transformed(
     source: Source, pairs: Iterable[tuple[Piece, Fetched]], rank: int
 ) -> Iterator[MicroBatch]:
+    transform, mixes = source.transform, source.transform.mixes
+    on_gpu = source.device.type == "cuda"
     told: set[int] = set()
     for piece, (batch, skipped) in pairs:
-        for sample, reason in skipped.items():
-            if sample not in told:
-                log.warning("rank %d skips sample %d: %s", rank, sample, reason)
-        told.update(skipped)
-        if batch is None:
-            continue
-        kept = piece.samples[piece.kept].tolist() if skipped else []
-        samples = batch["sample"].numpy() if skipped else piece.samples
-        if source.device.type == "cuda":
+        samples, missing = piece.samples, 0
+        if skipped:
+            _tell_skipped(skipped, told, rank)
+            missing = sum(sample in skipped for sample in samples[piece.kept].tolist())
+            if batch is None:
+                continue
+            samples = batch["sample"].numpy()
+        assert batch is not None
+        if on_gpu:
             batch = _copied(batch, source.device)
-        batch = source.transform(batch, samples, piece.epoch)
-        if source.transform.mixes:
+        batch = transform(batch, samples, piece.epoch)
+        if mixes:
             batch = {name: value[piece.kept] for name, value in batch.items()}
-        yield MicroBatch(piece.step, piece.index, batch, sum(sample in skipped for sample in kept))
+        yield MicroBatch(piece.step, piece.index, batch, missing)
+
+
+def _tell_skipped(skipped: dict[int, str], told: set[int], rank: int) -> None:
+    """Say of each skipped sample why it is, once."""
+    for sample, reason in skipped.items():
+        if sample not in told:
+            log.warning("rank %d skips sample %d: %s", rank, sample, reason)
+    told.update(skipped)
 
 
 def _copied(batch: Batch, device: torch.device) -> Batch:

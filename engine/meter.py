@@ -11,19 +11,20 @@ from torch import Tensor
 
 from ddp.collectives import sum_over_ranks
 from engine.cursor import Cursor
-from engine.gradient import MicroBatch, StepSettings
+from engine.gradient import Count, MicroBatch, StepSettings
 from engine.verdict import Verdicts
-from utils.fixed import from_fixed, to_fixed, without_broken
+from utils.fixed import fixed, from_fixed
 
 Row = dict[str, Any]
 
 M = TypeVar("M", bound=MicroBatch)
 
-_MOST_HELD = 256  # losses held before they are added up
+_MOST_HELD = 256  # losses left on the device before they are read
+_MOST_UNITS = 2**62  # a sum that is still an int64
 
 
 class Meter:
-    """Adds up losses on the device; reads them only when a row or a checkpoint is due.
+    """Leaves losses on the device, and reads them only when a row or a checkpoint is due.
 
     The sums are integers (the loss in units of 2**-32), so that they are the same bits however the
     steps were divided among ranks, rows and restarts.
@@ -33,16 +34,15 @@ class Meter:
         self, settings: StepSettings, most_skipped: int, carried: dict[str, Any], *, carries: bool
     ) -> None:
         """`carried`: `totals` of a checkpoint, which one rank (`carries`) holds for all."""
-        names = ("loss", "count", "bad_images")
-        sums = [carried.get(name, 0) if carries else 0 for name in names] + [0]
-        self._sums = torch.tensor(sums, dtype=torch.int64, device=settings.device)
-        self._loss, self._count, self._bad, self._broken = self._sums.unbind()
+        mine = carried if carries else {}
+        self._loss: int = mine.get("loss", 0)
+        self._count: Count = mine.get("count", 0)
+        self._bad_images: int = mine.get("bad_images", 0)
+        self._broken = 0  # losses that were not finite
+        self._losses: list[Tensor] = []  # not read yet
         self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
-        self._losses: list[Tensor] = []  # not in the sums yet
-        self._counts: list[Tensor | int] = []
         self._norms: list[tuple[int, Tensor, list[Tensor]]] = []  # of the steps not judged yet
         self._norm: float | None = carried.get("norm")  # of the last step; None: not finite
-        self._bad_images = 0
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
 
@@ -53,29 +53,27 @@ class Meter:
                 self._bad_images += piece.skipped
                 yield piece
 
-    def add(self, step: int, losses: list[Tensor], count: Tensor | int, norm: Tensor) -> None:
+    def add(self, step: int, losses: list[Tensor], count: Count, norm: Tensor) -> None:
         """Count step `step` (from 0), which ended now: the summed loss () of each of this rank's
         micro-batches, what they count, and the norm () of the whole gradient."""
         self._losses += losses
-        self._counts.append(count)
+        self._count = self._count + count
         self._norms.append((step, norm, losses))
         if len(self._losses) >= _MOST_HELD:
-            self._fold()
+            self._read()
         now = time.perf_counter()
         self._steps += 1
         self._busy_s += now - self._since
         self._since = now
 
-    def _fold(self) -> None:
-        """Add what is held to the sums: once for many steps, as each operation costs some us."""
+    def _read(self) -> None:
+        """Add the losses that are left to the sums; waits for the device, once for many steps."""
         if not self._losses:
             return
-        units, broken = without_broken(to_fixed(torch.stack(self._losses)))
-        self._loss += units.sum()
-        self._count += sum(self._counts)
-        self._bad += self._bad_images
-        self._broken += broken
-        self._losses, self._counts, self._bad_images = [], [], 0
+        units = [fixed(loss) for loss in torch.stack(self._losses).tolist()]
+        self._loss += sum(unit for unit in units if unit is not None)
+        self._broken += units.count(None)
+        self._losses = []
 
     def restart_clock(self) -> None:
         """Leave out of the clock what happened since the last step: an evaluation, a checkpoint."""
@@ -86,14 +84,16 @@ class Meter:
 
         Raises NonFinite if a step was not finite.
         """
-        self._fold()
-        loss, count, bad_images, broken = sum_over_ranks(self._sums.clone()).tolist()
+        self._read()
+        loss = max(-_MOST_UNITS, min(self._loss, _MOST_UNITS))
+        mine = torch.tensor([loss, int(self._count), self._bad_images, self._broken])
+        loss, count, bad_images, broken = sum_over_ranks(mine).tolist()
         if self._norms:
             steps, norms, losses = zip(*self._norms, strict=True)
             values = torch.stack(norms).tolist()
             for step, norm, of_step in zip(steps, values, losses, strict=True):
                 self._verdicts.judge(step, norm, of_step)
-            self._verdicts.judge_loss(broken, self._sums[3], steps[-1] + 1)
+            self._verdicts.judge_loss(broken, torch.tensor(self._broken), steps[-1] + 1)
             self._norm, self._norms = values[-1] if math.isfinite(values[-1]) else None, []
         sums = {"loss": loss, "count": count, "bad_images": bad_images}
         return {**sums, "norm": self._norm, **self._verdicts.counts()}
@@ -122,6 +122,6 @@ class Meter:
                 "save_stall_s": round(stall_s, 6),
             },
         }
-        self._sums.zero_()
+        self._loss, self._count, self._bad_images, self._broken = 0, 0, 0, 0
         self._steps, self._busy_s = 0, 0.0
         return row

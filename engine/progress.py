@@ -56,7 +56,12 @@ class Progress:
         self._bar = None
         if shown and sys.stderr.isatty():
             self._bar = tqdm(
-                total=total_steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.1
+                total=total_steps,
+                initial=done,
+                unit="step",
+                dynamic_ncols=True,
+                smoothing=0.1,
+                mininterval=0.5,  # seconds: a drawing costs as much as several steps' other work
             )
 
     def step(self) -> None:

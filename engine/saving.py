@@ -27,7 +27,7 @@ class Saver:
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
         self._asked: str | None = None  # the name of the newest checkpoint asked for
-        self._look = None if self._store is None else self.guarded(self._store.done)
+        self._look = self.guarded(self._store.done) if self._store else None
 
     def is_due(self, step: int, wishes: Wishes) -> bool:
         """Whether all ranks save after `step`, for its number, the clock, or a wish to stop."""

@@ -1,6 +1,7 @@
 """One label an image: cross-entropy, and how many were right."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf
 
 import torch
@@ -43,15 +44,12 @@ class Classification:
         Where images were mixed, that of `partner_label` (B,) counts for what is not `own_share`.
         """
         logits = model(batch["image"]).float()
+        losses = partial(cross_entropy, logits, label_smoothing=self._smoothing)
         if "partner_label" not in batch:
-            return self._losses(logits, batch["label"]).sum()
-        own = self._losses(logits, batch["label"]) * batch["own_share"]
-        others = self._losses(logits, batch["partner_label"]) * (1 - batch["own_share"])
+            return losses(batch["label"], reduction="sum")
+        own = losses(batch["label"], reduction="none") * batch["own_share"]
+        others = losses(batch["partner_label"], reduction="none") * (1 - batch["own_share"])
         return (own + others).sum()
-
-    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy (B,) of each image."""
-        return cross_entropy(logits, label, reduction="none", label_smoothing=self._smoothing)
 
     def measure(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """int64 sums: `images` (), `loss` () in units of 2**-32, `broken` () batches whose loss is

@@ -4,11 +4,18 @@ Floating-point sums change in the last bits with the number of ranks, batches an
 integer sums do not. A loss keeps a resolution of 2.3e-10, and a sum may reach 2e9.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 _UNIT = 2.0**32
 BROKEN = -(2**61)  # a few of them together do not overflow
+
+
+def fixed(value: float) -> int | None:
+    """`value` in units of 2**-32; None when it is not finite."""
+    return round(value * _UNIT) if math.isfinite(value) else None
 
 
 def to_fixed(value: Tensor) -> Tensor:
