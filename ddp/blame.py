@@ -68,6 +68,8 @@ def _told(standing: Standing, host: str, what: str) -> str:
     who = f"rank {standing.rank} (host {host}, process {standing.pid})"
     where = f"in {standing.phase} after step {standing.step}"
     silence = ""
+    if what == "is gone":  # its host told others only now and then
+        return f"{who} is gone; when it was last heard of it was {where}"
     if what == "hangs":
         silent = standing.silent_s
         silence = ", not to be reached" if silent > 1e8 else f", silent for {silent:.1f} s"

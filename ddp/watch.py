@@ -245,6 +245,23 @@ class Watch:
         if self._ending.locked():
             time.sleep(60)
 
+    def seek_missing(self) -> None:
+        """Ask who is gone, once for all ranks; does not return where that is found out.
+
+        Of a rank whose whole host is gone no neighbour tells.
+        """
+        if self._mail is None or self._mail.count("seekers") != 1:
+            time.sleep(ANSWERS_S + _OTHERS_WAIT_S)
+            return
+        _, silent = ask(self._mail, self.world_size)
+        gone = [one for one in silent.values() if one is not None and not one.standing.left]
+        if gone:
+            line = one_line([(one.standing, one.host) for one in gone], "is gone")
+            ranks = [one.standing.rank for one in gone]
+            self._end_all({"code": 1, "line": line, "culprits": ranks})
+        if self._ending.locked():
+            time.sleep(60)
+
     def close(self) -> None:
         """Stop watching. What is left of this process ends within the hang limit, or is ended."""
         if not self._ending.acquire(blocking=False):
@@ -322,10 +339,16 @@ def leave_quietly() -> None:
         _watch.leave()
 
 
-def await_verdict(seconds: float = 4.0) -> None:
+def await_verdict(seconds: float) -> None:
     """Wait for the reason why another rank is gone; does not return when one comes."""
     if _watch is not None:
         _watch.await_verdict(seconds)
+
+
+def seek_missing() -> None:
+    """Ask all ranks who is gone; does not return where that is found out."""
+    if _watch is not None:
+        _watch.seek_missing()
 
 
 def close() -> None:

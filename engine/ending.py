@@ -64,7 +64,8 @@ def _failed(error: Exception) -> int:
             watch.await_verdict(2.0)  # rank 0's letter says more, and the launcher must blame it
         watch.leave_quietly()
     elif is_peer_loss(error):
-        watch.await_verdict()  # who is gone, and why, says more than that the line is dead
+        watch.await_verdict(2.0)  # who is gone, and why, says more than that the line is dead
+        watch.seek_missing()
         reason = f"lost the connection to another rank: {reason.splitlines()[0]}"
         watch.fail(code, reason)
         log.error(reason)

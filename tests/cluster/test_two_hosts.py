@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import QUICK
+from tests.test_restart import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("lockstep0", "lockstep1")
@@ -101,6 +102,27 @@ def test_two_hosts_train_and_both_end_when_the_cable_is_cut(tmp_path: Path) -> N
         assert [job.returncode for job in jobs] == [1, 1]
         assert "rank 1" in said[0].splitlines()[-1] and "hangs" in said[0].splitlines()[-1]
         assert "hangs" in said[1].splitlines()[-1]
+    finally:
+        for job in jobs:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("hosts")
+def test_a_rank_killed_on_another_host_is_named(tmp_path: Path) -> None:
+    options = (*QUICK, "run.name=two", "train.epochs=500", f"run.dir={tmp_path}")
+    jobs = [start(number, *options) for number in range(2)]
+    try:
+        limit = time.monotonic() + 120
+        while not rows(tmp_path):
+            assert time.monotonic() < limit and jobs[0].poll() is None
+            time.sleep(0.1)
+        killed = min(processes_of(1, tmp_path))
+        os.kill(killed, signal.SIGKILL)
+        said = [job.communicate(timeout=60)[0] for job in jobs]
+        assert [job.returncode for job in jobs] == [1, 1], said
+        assert f"process {killed}) is gone" in said[0].splitlines()[-1], said[0]
     finally:
         for job in jobs:
             with suppress(ProcessLookupError):
