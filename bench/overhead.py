@@ -1,6 +1,9 @@
 """What the harness costs a step: `train.py` itself, paused now and then for a bare loop's turn.
 
-python -m bench overhead [--world-size 2] [--cycles 15] [--case NAME]     3 minutes on two cores
+python -m bench overhead [--world-size 2] [--cycles 60] [--case NAME]     5 minutes on two cores
+
+Both sides take turns of a few steps, as many as lie between two metrics rows or whole multiples, so
+that each turn of ours holds its share of the logging.
 """
 
 import argparse
@@ -16,16 +19,21 @@ from bench.ranks import on_ranks
 
 # A network of 20 to 50 ms a step, and one that does nothing: all that is left is the harness.
 CASES: dict[str, dict[str, Any]] = {
-    "small_resnet": {"model": "small_resnet", "image_size": 28, "batch": 48, "steps": 15},
-    "no-op": {"model": "bench/networks.py:nothing", "image_size": 8, "batch": 48, "steps": 300},
-}
+    "small_resnet": {
+        "model": "small_resnet", "data": "digits", "image_size": 28, "batch": 48, "steps": 10,
+    },
+    "no-op": {
+        "model": "bench/networks.py:nothing", "data": "bench/networks.py:grey",
+        "image_size": None, "batch": 48, "steps": 200,
+    },
+}  # fmt: skip
 
 
 def run(argv: list[str]) -> None:
     """Measure every case and print what it found."""
     options = argparse.ArgumentParser("bench overhead")
     options.add_argument("--world-size", type=int, default=2)
-    options.add_argument("--cycles", type=int, default=15)
+    options.add_argument("--cycles", type=int, default=60)
     options.add_argument("--case", choices=CASES, action="append")
     given = options.parse_args(argv)
     for name in given.case or CASES:
@@ -63,7 +71,8 @@ def _one_rank(
         "model.weights=null",
         "data.augment.pad=0",
         f"model.name={case['model']}",
-        f"data.image_size={case['image_size']}",
+        f"data.name={case['data']}",
+        f"data.image_size={'null' if case['image_size'] is None else case['image_size']}",
         f"train.global_batch={case['batch'] * world_size}",
         f"run.dir={folder}",
     )
@@ -117,8 +126,8 @@ def _bare(rank: int, world_size: int, case: dict[str, Any]) -> Block:
     from data.datasets import build_dataset
     from models.build import build_model, find_builder
 
-    digits: Any = build_dataset(Data(name="digits", image_size=case["image_size"]), "train")
+    data: Any = build_dataset(Data(name=case["data"], image_size=case["image_size"]), "train")
     model = build_model(find_builder(case["model"]), 10, 1, seed=0, initialise=True)
     return in_memory(
-        model, digits.images, digits.labels, rank, world_size, case["batch"], case["steps"]
+        model, data.images, data.labels, rank, world_size, case["batch"], case["steps"]
     )
