@@ -39,7 +39,7 @@ from engine.journal import Journal
 from engine.layout import processes
 from engine.optim import build_optimizer, rates, saved_state
 from engine.plan import Plan, receive, settle
-from engine.progress import open_console, open_log_file, told
+from engine.progress import Progress, open_console, open_log_file, told
 from engine.recorder import Recorder
 from engine.rehearsal import Rehearsal, rehearsed
 from engine.saving import Saver
@@ -130,6 +130,7 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     receive_optimizer_state(optimizer, on_rank0(saved_state, optimizer, plan.saved, plan.file))
     average = Average(model, config.train.ema, config.train.global_batch)
     average.receive(plan.saved.get("ema"))
+    plan.forget_tensors()
 
     settings = step_settings(config, feed.micro_batches, place.world_size, device, plan.scaler)
     log.info(settings.described())
@@ -144,8 +145,8 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     saver = Saver(plan.folder, config.save, votes)
     recorder = Recorder(plan.path, config.log, feed.classes, feed.pictures)
     record_row = rank0_only(saver.guarded(recorder.record))
-    speaks = is_rank0() and rehearsal is None
-    journal = Journal(config, settings, cursor, total_steps, flops, speaks=speaks)
+    progress = Progress(total_steps, cursor.step, shown=is_rank0() and rehearsal is None)
+    journal = Journal(config, settings, cursor, progress, flops, carries=is_rank0())
     here = environment(place.world_size, device)
     warn_of_differences(plan.saved.get("environment"), here, config.train)
     start = {"step": cursor.step, "checkpoint": str(plan.file or ""), "environment": here}

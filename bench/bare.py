@@ -26,7 +26,7 @@ def in_memory(
     is set each step, one permutation drawn an epoch, the loss read every 10 steps; nothing is
     checked, kept or shown.
     """
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     ddp_model = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True

@@ -8,11 +8,13 @@ the ranks' store with rank 0, tells it only to those that had none, and gives th
 to the next. A number of hosts that the run cannot be shared by is passed over: those too many wait.
 """
 
+import atexit
 import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -69,6 +71,9 @@ class Agent(LocalElasticAgent):
         return started
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        if not hasattr(self, "_shutdown_timeout"):  # torch before 2.11 gives all of them 30 s
+            super()._stop_workers(worker_group)
+            return
         # Healthy ranks save first, for which torch would give them as long as crashed ones.
         healthy = worker_group.state == WorkerState.HEALTHY
         self._shutdown(timeout=self._shutdown_timeout if healthy else _CRASHED_S)
@@ -92,12 +97,13 @@ class Agent(LocalElasticAgent):
         """Whether the ranks stopped, though nobody asked this host, or were too many."""
         if not isinstance(self._rdzv_handler, Rendezvous):
             return False
+        if said() != "2":
+            return said() == "75"
         hosts = worker_group.group_world_size or 1
         fitting = self._rdzv_handler.fitting(hosts)
-        if said() == "2" and fitting < hosts:
+        if fitting < hosts:
             _say(f"going on with {fitting} of {hosts} hosts")
-            return True
-        return said() == "75"
+        return fitting < hosts
 
     def _exit_barrier(self) -> None:
         if not isinstance(self._rdzv_handler, Rendezvous):  # which has an end of its own
@@ -235,6 +241,10 @@ def main() -> int:
     api._terminate_process_handler = _once  # type: ignore[assignment]
     launch.LocalElasticAgent = Agent  # type: ignore[attr-defined]
     os.environ.pop("LOCKSTEP_START", None)
+    if "LOCKSTEP_EXIT" not in os.environ:  # launch.sh, which reads it, did not start this
+        with tempfile.NamedTemporaryFile(prefix="lockstep-", delete=False) as file:
+            os.environ["LOCKSTEP_EXIT"] = file.name
+        atexit.register(os.unlink, file.name)
     program = next(at for at, word in enumerate(sys.argv) if word.endswith("train.py"))
     rendezvous_handler_registry.register("elastic", partial(meeting, sys.argv[program + 1 :]))
     try:

@@ -98,7 +98,7 @@ class Watch:
         """Take over what others know of the configuration before this process does."""
         for other in standings:
             if other.phase in _BEFORE_STEPS and other.limit_s < self._limit(other.phase):
-                self._limits |= dict.fromkeys(_BEFORE_STEPS, other.limit_s)
+                self._limits.update(dict.fromkeys(_BEFORE_STEPS, other.limit_s))
 
     def _look(self) -> None:
         told = 0.0
@@ -203,16 +203,17 @@ class Watch:
             _say(verdict["report"])
         elif code not in (0, _BAD_INPUT) and not guilty:
             _say(f"[rank {self.rank}] ends: {line}")
-        code = self._on_end(code, line, verdict.get("final", False))
-        self.leave()
-        if verdict.get("frozen"):
-            self._board.kill([rank for rank in verdict["culprits"] if rank != self.rank])
-        if guilty and "report" in verdict:
-            with suppress(OSError):
+        try:
+            code = self._on_end(code, line, verdict.get("final", False))
+            self.leave()
+            if verdict.get("frozen"):
+                self._board.kill([rank for rank in verdict["culprits"] if rank != self.rank])
+            if guilty and "report" in verdict:
                 get_error_handler().record_exception(Hang(line))
-        if not guilty:
-            time.sleep(_OTHERS_WAIT_S)
-        os._exit(code)
+            if not guilty:
+                time.sleep(_OTHERS_WAIT_S)
+        finally:
+            os._exit(code)
 
     def _can_do_without(self, verdict: Letter) -> bool:
         """Whether the run can go on without the host whose input was bad: not the first."""
@@ -250,8 +251,10 @@ class Watch:
 
         Of a rank whose whole host is gone no neighbour tells.
         """
-        if self._mail is None or self._mail.count("seekers") != 1:
-            time.sleep(ANSWERS_S + _OTHERS_WAIT_S)
+        if self._mail is None:
+            return
+        if self._mail.count("seekers") != 1:  # another asks all, one by one
+            time.sleep(ANSWERS_S + _OTHERS_WAIT_S + 0.005 * self.world_size)
             return
         _, silent = ask(self._mail, self.world_size)
         gone = [one for one in silent.values() if one is not None and not one.standing.left]

@@ -102,6 +102,7 @@ def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
             folder.finish(_code(error), _reason(error))
             if isinstance(error, TOGETHER):  # nobody waits for this process
                 folder.release()  # after the save under way
+                _claimed.clear()
         raise
     if folder is not None:
         folder.finish(0, "finished")
@@ -122,8 +123,9 @@ def record_end(code: int, reason: str, is_final: bool = False) -> int:
     if not file:
         return code
     # The first of a host speaks for it; of one that cannot, another tells.
-    if is_first_of_host() or (code == 1 and not Path(file).stat().st_size):
-        Path(file).write_text(f"{code}\n{' '.join(reason.split())}\n")
+    with suppress(OSError):  # a full disk; a launcher that is gone took the file with it
+        if is_first_of_host() or (code == 1 and not Path(file).stat().st_size):
+            Path(file).write_text(f"{code}\n{' '.join(reason.split())}\n")
     return 0 if is_final or code in (BadInput.exit_code, Stopped.exit_code) else code
 
 

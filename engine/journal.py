@@ -26,16 +26,16 @@ class Journal:
         config: Config,
         settings: StepSettings,
         cursor: Cursor,
-        total_steps: int,
+        progress: Progress,
         flops: Flops | None,
         *,
-        speaks: bool,
+        carries: bool,
     ) -> None:
-        """`speaks`: this rank shows the progress, and holds what a checkpoint carried for all."""
+        """`carries`: this rank holds for all what the checkpoint carried."""
         skipped = config.faults.max_skipped_steps
-        self._meter = Meter(settings, skipped, cursor.meter, carries=speaks)
+        self._meter = Meter(settings, skipped, cursor.meter, carries=carries)
         self._pace = Pace(settings.device, cursor.step, flops)
-        self._progress = Progress(total_steps, cursor.step, shown=speaks)
+        self._progress = progress
         self._every_steps = config.log.every_steps
 
     def counting(self, batches: Generator[M]) -> Generator[M]:

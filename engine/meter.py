@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ddp.collectives import sum_over_ranks
+from ddp.collectives import sum_over_ranks, world_size
 from engine.cursor import Cursor
 from engine.gradient import Count, MicroBatch, StepSettings
 from engine.verdict import Verdicts
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 M = TypeVar("M", bound=MicroBatch)
 
 _MOST_HELD = 256  # losses left on the device before they are read
-_MOST_UNITS = 2**62  # a sum that is still an int64
+_MOST_UNITS = 2**62  # a sum of all ranks that is still an int64
 
 
 class Meter:
@@ -41,7 +41,7 @@ class Meter:
         self._broken = 0  # losses that were not finite
         self._losses: list[Tensor] = []  # not read yet
         self._verdicts = Verdicts(settings.scaler, most_skipped, carried)
-        self._norms: list[tuple[int, Tensor, list[Tensor]]] = []  # of the steps not judged yet
+        self._steps_to_judge: list[tuple[int, Tensor, list[Tensor]]] = []  # norm, own losses
         self._norm: float | None = carried.get("norm")  # of the last step; None: not finite
         self._steps, self._busy_s = 0, 0.0
         self._since = time.perf_counter()
@@ -58,9 +58,10 @@ class Meter:
         micro-batches, what they count, and the norm () of the whole gradient."""
         self._losses += losses
         self._count = self._count + count
-        self._norms.append((step, norm, losses))
-        if len(self._losses) >= _MOST_HELD:
+        self._steps_to_judge.append((step, norm, losses))
+        if len(self._steps_to_judge) >= _MOST_HELD:
             self._read()
+            self._judge()
         now = time.perf_counter()
         self._steps += 1
         self._busy_s += now - self._since
@@ -75,6 +76,17 @@ class Meter:
         self._broken += units.count(None)
         self._losses = []
 
+    def _judge(self) -> None:
+        """Look at the gradient of each step since the last look, the same on every rank."""
+        if not self._steps_to_judge:
+            return
+        steps, norms, losses = zip(*self._steps_to_judge, strict=True)
+        values = torch.stack(norms).tolist()
+        for step, norm, of_step in zip(steps, values, losses, strict=True):
+            self._verdicts.judge(step, norm, of_step)
+        self._norm = values[-1] if math.isfinite(values[-1]) else None
+        self._steps_to_judge = []
+
     def restart_clock(self) -> None:
         """Leave out of the clock what happened since the last step: an evaluation, a checkpoint."""
         self._since = time.perf_counter()
@@ -85,16 +97,12 @@ class Meter:
         Raises NonFinite if a step was not finite.
         """
         self._read()
-        loss = max(-_MOST_UNITS, min(self._loss, _MOST_UNITS))
+        most = _MOST_UNITS // world_size()
+        loss = max(-most, min(self._loss, most))
         mine = torch.tensor([loss, int(self._count), self._bad_images, self._broken])
         loss, count, bad_images, broken = sum_over_ranks(mine).tolist()
-        if self._norms:
-            steps, norms, losses = zip(*self._norms, strict=True)
-            values = torch.stack(norms).tolist()
-            for step, norm, of_step in zip(steps, values, losses, strict=True):
-                self._verdicts.judge(step, norm, of_step)
-            self._verdicts.judge_loss(broken, torch.tensor(self._broken), steps[-1] + 1)
-            self._norm, self._norms = values[-1] if math.isfinite(values[-1]) else None, []
+        self._judge()
+        self._verdicts.judge_loss(broken, torch.tensor(self._broken))
         sums = {"loss": loss, "count": count, "bad_images": bad_images}
         return {**sums, "norm": self._norm, **self._verdicts.counts()}
 

@@ -36,10 +36,15 @@ class Plan(NamedTuple):
     config: Config
     path: Path  # of the run folder
     cursor: dict[str, Any]
+    saved: dict[str, Any]  # the checkpoint, weights in float32; empty without one
     folder: RunFolder | None = None
     file: Path | None = None
-    saved: Mapping[str, Any] = {}  # the checkpoint, weights in float32
     scaler: Mapping[str, Any] | None = None  # the checkpoint's loss scale, known to every rank
+
+    def forget_tensors(self) -> None:
+        """Let go of the checkpoint's tensors: network and optimizer have copies of their own."""
+        for name in ("model", "ema", "optimizer"):
+            self.saved.pop(name, None)
 
 
 def settle(
@@ -62,7 +67,7 @@ def settle(
         if config.train.ema is not None and "ema" in run:
             log.info("scoring the averaged weights; train.ema=null scores the live ones")
             run["model"] = run["ema"]
-        return Plan("evaluate", config, Path(), {}, file=command.evaluate, saved=run)
+        return Plan("evaluate", config, Path(), {}, run, file=command.evaluate)
     if command.config is None:
         assert command.resume is not None
         return _resume_file(Path(command.resume), command.overrides, require, earlier is not None)
@@ -111,7 +116,7 @@ def _rehearsed(
     config = load_config(command.config, command.overrides)
     _require(config, require)
     require_fresh(config.model)
-    return Plan("rehearse", config, Path(), {})
+    return Plan("rehearse", config, Path(), {}, {})
 
 
 def _require(config: Config, require: Callable[[Config], None]) -> None:
@@ -154,7 +159,7 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
         )
         folder.finish(0, "finished")
         folder.release()
-        return Plan("nothing", config, folder.path, {})
+        return Plan("nothing", config, folder.path, {}, {})
     for name in folder.rewind(cursor.get("step", 0)):
         log.warning("set aside %s, which is newer than what is gone on from", name)
     folder.begin(to_yaml(config))
@@ -165,7 +170,7 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
         if changed:
             log.warning("no longer the run that was saved, bit for bit: %s", "; ".join(changed))
     run = restored(saved) if saved else {}
-    return Plan("train", config, folder.path, cursor, folder, file, run, run.get("scaler"))
+    return Plan("train", config, folder.path, cursor, run, folder, file, run.get("scaler"))
 
 
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:
@@ -186,4 +191,4 @@ def receive(plan: Plan | None) -> Plan:
     verb, config, path, cursor, scaler = json.loads(broadcast_bytes(told))
     config = from_plain(config, (), "rank 0")
     watch.limit(config.faults.start_timeout_s, config.faults.hang_timeout_s)
-    return plan or Plan(verb, config, Path(path), cursor, scaler=scaler)
+    return plan or Plan(verb, config, Path(path), cursor, {}, scaler=scaler)

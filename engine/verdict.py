@@ -27,10 +27,12 @@ class Verdicts:
         self._most = most_skipped
         self._skipped = carried.get("skipped", 0)
         self._in_a_row = carried.get("in_a_row", 0)
+        self._last = -1  # the newest step judged
 
     def judge(self, step: int, norm: float, losses: Sequence[Tensor]) -> None:
         """Count step `step` (from 0), in which this rank had `losses` (); NonFinite when the run
         must not go on."""
+        self._last = step
         if math.isfinite(norm):
             self._in_a_row = 0
             return
@@ -46,12 +48,14 @@ class Verdicts:
                 "lower optim.lr or optim.clip_norm may help"
             )
 
-    def judge_loss(self, of_all: int, broken: Tensor, step: int) -> None:
-        """NonFinite when a loss was not finite up to `step`, of all ranks and of this one."""
+    def judge_loss(self, of_all: int, broken: Tensor) -> None:
+        """NonFinite when a loss was not finite up to the last step judged: how many were on all
+        ranks, and on this one."""
         if of_all:
             raise NonFinite(
-                f"{whose(broken)} by step {step}, before any scaling; the last checkpoint "
-                "is from before it: lower optim.lr, or look at the samples of these steps"
+                f"{whose(broken)} by step {self._last + 1}, before any scaling; the last "
+                "checkpoint is from before it: lower optim.lr, or look at the samples of these "
+                "steps"
             )
 
     def counts(self) -> dict[str, int]:

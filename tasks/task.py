@@ -35,7 +35,8 @@ class Task(Protocol):
         """Integer sums, of any shape, that may be added over batches and ranks.
 
         An entry named `worst_...` holds rows (N, C) instead, the first column a score and the
-        second a sample's number: of all batches and ranks together the N highest are kept.
+        second a sample's number: of all batches and ranks together the N highest are kept. Scores
+        are 0 or more; -1 marks a row without a sample.
         """
         ...
 

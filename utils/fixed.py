@@ -1,7 +1,7 @@
 """Sums that do not depend on their order: real numbers as integer multiples of 2**-32.
 
 Floating-point sums change in the last bits with the number of ranks, batches and restarts;
-integer sums do not. A loss keeps a resolution of 2.3e-10, and a sum may reach 2e9.
+integer sums do not. A loss keeps a resolution of 2.3e-10, and a sum over all ranks may reach 1e9.
 """
 
 import math
