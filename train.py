@@ -39,7 +39,7 @@ from engine.journal import Journal
 from engine.layout import processes
 from engine.optim import build_optimizer, rates, saved_state
 from engine.plan import Plan, receive, settle
-from engine.progress import Progress, open_console, open_log_file, told
+from engine.progress import Progress, farewell, open_console, open_log_file, told
 from engine.recorder import Recorder
 from engine.rehearsal import Rehearsal, rehearsed
 from engine.saving import Saver
@@ -201,6 +201,7 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     votes.close()
     watch.mark("save")
     on_rank0(saver.close)
+    log.info(farewell(plan.path, config.train.best_metric, cursor.best))
     watch.mark("end")
 
 

@@ -6,6 +6,7 @@ python -m checkpoint.inspect FILE --diff OTHER    which tensors differ, and by h
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,4 +166,5 @@ def amount(size: int) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main(sys.argv[1:]))

@@ -17,8 +17,12 @@ class _AboveTheBar(logging.Handler):
     """Prints records without tearing a progress bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads any more (`| head`): the log files go on
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
 
 
 def open_console(*, speaks: bool) -> None:
@@ -101,6 +105,12 @@ class Progress:
 def told(scores: dict[str, float | None]) -> str:
     """`accuracy 0.9861, loss 0.0512`."""
     return ", ".join(f"{k} {'not finite' if v is None else f'{v:.4f}'}" for k, v in scores.items())
+
+
+def farewell(folder: Path, metric: str, best: float | None) -> str:
+    """Where a finished run is, and how good it became."""
+    best_of_all = "" if best is None else f"; best {metric} {best:.4f}: {folder / 'best.pt'}"
+    return f"finished: all there is to see is in {folder}{best_of_all}"
 
 
 def duration(seconds: float) -> str:

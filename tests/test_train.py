@@ -4,6 +4,9 @@
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 from checkpoint.open import read
 from tests.runs import QUICK, finish, run, start
 
+ROOT = Path(__file__).resolve().parents[1]
 Said = Callable[..., tuple[list[int | None], str]]
 
 
@@ -148,3 +152,14 @@ def test_an_unfinished_run_is_not_overwritten_and_names_the_way_on(
     codes, output = said(1, *QUICK, f"run.dir={tmp_path}", "run.name=x")
     assert codes == [2]
     assert "--resume auto" in output
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    script = [sys.executable, "train.py", *QUICK, f"run.dir={tmp_path}", "run.name=deaf"]
+    process = subprocess.Popen(script, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    os.close(reader)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert (tmp_path / "deaf" / "exit").read_text() == "0 finished\n"
