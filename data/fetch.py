@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.forked import LivingForkContext
+from data.forked import LivingForkContext, died
 from data.order import Indices
 from utils.errors import BadInput
 
@@ -115,6 +115,8 @@ def fetch_ahead(
             if isinstance(fetched, BadInput):
                 raise fetched
             yield fetched
+    except (ConnectionError, EOFError) as error:  # it died while it handed over a batch
+        raise died(batches._workers) or error from error
     finally:
         atexit.unregister(batches._shutdown_workers)
         batches._shutdown_workers()

@@ -9,8 +9,11 @@ says that it lives, and one that does not is replaced.
 import os
 import select
 import signal
+from collections.abc import Sequence
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 _LIVES_AFTER_S = 2.0  # at the latest, on a crowded machine; then twice as long
@@ -53,3 +56,15 @@ class LivingForkContext(ForkContext):
     """multiprocessing's `fork`, whose processes are known to live once they are started."""
 
     Process = _Process
+
+
+def died(processes: Sequence[BaseProcess]) -> RuntimeError | None:
+    """The error that tells which of `processes` has died, and how; None when all of them live."""
+    closed = wait([process.sentinel for process in processes], timeout=1.0)
+    for process in processes:
+        if process.sentinel in closed:
+            process.join()
+            code = process.exitcode or 0
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return RuntimeError(f"a loading worker (process {process.pid}) is gone: {how}")
+    return None
