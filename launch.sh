@@ -132,7 +132,8 @@ trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
 # Some send a signal to every process of a job: torchrun hears it once more from the trap below, and
 # a second one would make it leave before its ranks have saved.
 main='
-import os, signal, sys
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM) # when launch.sh is killed: its ranks save and end
 from torch.distributed.elastic.multiprocessing import SignalException, api
 from torch.distributed.run import main
 heard = api._terminate_process_handler
