@@ -34,7 +34,7 @@ from engine.environment import environment, make_deterministic, started_with, wa
 from engine.evaluate import scores
 from engine.exact import forward_cap, require_own_statistics
 from engine.flops import utilisation_base
-from engine.heap import kept_memory
+from engine.heap import keep_freed_memory
 from engine.journal import Journal
 from engine.layout import processes
 from engine.optim import build_optimizer, rates, saved_state
@@ -135,8 +135,8 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     settings = step_settings(config, feed.micro_batches, place.world_size, device, plan.scaler)
     log.info(settings.described())
     first_batch = feed.first()
-    with kept_memory(device):
-        warm_up(ddp_model, task, first_batch, settings)
+    keep_freed_memory(device)
+    warm_up(ddp_model, task, first_batch, settings)
     flops = utilisation_base(model, task, first_batch, device, config.train.precision)
 
     # What is told and written: by rank 0 alone.

@@ -267,11 +267,6 @@ class Ddp(Section):
     sync_batchnorm: bool = Field(
         default=False, description="BatchNorm statistics over all ranks (GPUs only)"
     )
-    sync_buffers: bool = Field(
-        default=True,
-        description="rank 0's buffers to all ranks in every forward pass; false spares that where "
-        "training does not read them, as BatchNorm does not its statistics",
-    )
     static_graph: bool = Field(
         default=False, description="promise DDP that every step uses the same graph"
     )
@@ -353,8 +348,6 @@ def _exact_conflicts(train: Train, ddp: Ddp) -> Iterator[tuple[str, str]]:
                 f"ddp.{name}",
                 "exact mode runs the bare module, shard by shard; set one of ddp.exact and this",
             )
-    if ddp.exact and not ddp.sync_buffers:
-        yield "ddp.sync_buffers", "exact mode makes rank 0's buffers everybody's after every step"
     shards = ddp.shards
     if not ddp.exact or shards is None:
         return

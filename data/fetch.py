@@ -4,11 +4,13 @@ import atexit
 import ctypes
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -157,3 +159,12 @@ def _end_with(parent: int, worker: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before prctl
         os._exit(1)
+    sys.excepthook = _tells_no_lost_lines
+
+
+def _tells_no_lost_lines(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """What a thread of a worker says, unless its reader went away, which tells why itself."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, where)

@@ -9,6 +9,7 @@ to the next. A number of hosts that the run cannot be shared by is passed over: 
 """
 
 import atexit
+import ctypes
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ _STORE_S = 60.0  # and any call for the store's answer, once it was reached
 _MORE_HOSTS_S = 5  # how long hosts that are enough wait for more: who comes later joins the run
 _FOREVER = timedelta(days=3650)  # a host that waits for others, or for its turn
 _CRASHED_S = 30  # how long ranks may live on after one of them failed
+_PR_SET_PDEATHSIG = 1
 _BYE_S = 5.0  # how long the first host stays for the others' sake
 
 _SIZES = "lockstep/sizes"  # where the run says by how many processes it can be shared
@@ -236,6 +238,8 @@ def meeting(arguments: list[str], params: RendezvousParameters) -> Rendezvous:
 
 def main() -> int:
     """torchrun, without its traceback where that tells nothing."""
+    # When launch.sh is killed its ranks save and end.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # Slurm's warning, of which torchrun knows nothing.
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     api._terminate_process_handler = _once  # type: ignore[assignment]

@@ -58,6 +58,9 @@ class Wishes:
             )
 
 
+_NONE = Wishes()
+
+
 class Votes:
     """Asks all ranks, without blocking a step, whether anyone wants to stop or to save.
 
@@ -100,7 +103,7 @@ class Votes:
         """What all ranks do now; the same answer on every rank, which all call equally often."""
         if self.wishes.stops:
             return self.wishes
-        self.wishes = Wishes()
+        self.wishes = _NONE
         if self._alone:
             return self._taken(self._mine)
         self._passed += 1
@@ -140,7 +143,7 @@ class Votes:
         number, save, failed = values
         if save:
             self._mine[1] = 0
-        self.wishes = Wishes(number, save, failed)
+        self.wishes = Wishes(number, save, failed) if any(values) else _NONE
         return self.wishes
 
     def close(self) -> None:

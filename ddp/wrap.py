@@ -37,8 +37,6 @@ class WrapOptions(Protocol):
     @property
     def sync_batchnorm(self) -> bool: ...
     @property
-    def sync_buffers(self) -> bool: ...
-    @property
     def find_unused_parameters(self) -> bool: ...
     @property
     def static_graph(self) -> bool: ...
@@ -83,8 +81,6 @@ def wrap(
         gradient_as_bucket_view=options.gradient_as_bucket_view,
         bucket_cap_mb=options.bucket_cap_mb,
     )
-    # Set here, because the constructor's argument has two names, the old one of which warns.
-    ddp_model.broadcast_buffers = options.sync_buffers
     if is_rehearsal():
         average_with_twins(ddp_model)
     return ddp_model

@@ -225,7 +225,7 @@ def meet(
 
             first, ended = _until_the_end(ranks, signal_them, limit_s)
             since = float(happened.read_text()) if happened.exists() else ended
-            left = list(_of_the_sessions({p.pid or 0 for p in ranks}))
+            left = _left_of({p.pid or 0 for p in ranks})
             left += [f.name for p in ranks for f in Path("/dev/shm").glob(f"torch_{p.pid}_*")]
             said = (place / "said").read_text(errors="replace")
             return Ended([p.exitcode for p in ranks], first, ended - since, said, left)
@@ -254,9 +254,16 @@ def _until_the_end(
     return first, time.time()
 
 
+def _left_of(sessions: set[int]) -> list[str]:
+    """The processes of these sessions that outlive their ranks by more than a moment."""
+    limit = time.monotonic() + 2.0  # where the processors are busy, dying takes its turn as well
+    while (left := list(_of_the_sessions(sessions))) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return left
+
+
 def _of_the_sessions(sessions: set[int]) -> Iterator[str]:
     """The processes, such as workers and writers, of the ranks that led these sessions."""
-    time.sleep(0.2)  # what is killed with its parent takes a moment
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             with suppress(OSError):

@@ -382,3 +382,35 @@ def test_the_real_torchrun_starts_the_ranks_and_the_code_comes_back(launch):
     notes = sorted((launch.root / "notes").iterdir())
     assert [note.name for note in notes] == [" rank 0", " rank 1"]
     assert {note.read_text() for note in notes} == {"127.0.0.1 2"}
+
+
+HEARS = """
+import os, signal, sys, time
+from pathlib import Path
+def stop(number, frame):
+    Path(sys.argv[1] + "stopped").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+Path(sys.argv[1] + "started").touch()
+time.sleep(60)
+"""
+
+
+def test_the_ranks_of_a_launch_sh_that_is_killed_are_told_to_stop(launch):
+    launch.without_environment()
+    (launch.root / "train.py").write_text(HEARS)
+    (launch.root / "configs").unlink()
+    (launch.root / "configs").mkdir()
+    (launch.root / "configs" / "__main__.py").touch()
+    process = launch.start(f"{launch.folder}/", NPROC="1", VIRTUAL_ENV=sys.prefix)
+    await_file(launch.folder / "started")
+    process.kill()
+    await_file(launch.folder / "stopped")
+    process.communicate(timeout=30)  # until torchrun, which holds the pipes, is gone as well
+
+
+def await_file(path):
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
