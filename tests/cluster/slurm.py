@@ -122,6 +122,7 @@ class Slurm:
     def start_now(self, job: str, *, restarts: int) -> None:
         """Start a requeued job, which Slurm would hold back for two minutes."""
         limit = time.monotonic() + 60
+        time.sleep(2)  # slurmd counts in seconds: a start in the second of the last end is revoked
         while self.show(job)["JobState"] == "PENDING":
             # Slurm sets the time anew when the last node is done with the job's earlier start.
             command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
