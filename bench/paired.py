@@ -160,6 +160,11 @@ def ratios(times: dict[str, Times], ours: str, base: str) -> dict[str, Spread]:
     }
 
 
+def named(ratio: dict[str, Spread]) -> dict[str, Spread]:
+    """Ratios as a result holds them, beside `cpu`, the name of the processor."""
+    return {f"ratio_{kind}": value for kind, value in ratio.items()}
+
+
 def record(name: str, values: dict[str, Any]) -> None:
     """Append one result, with versions and hardware, to bench/results/NAME.jsonl."""
     plain = {

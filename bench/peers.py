@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from bench.paired import Block, Done, Times, Turns, over_ranks, ratios, record
+from bench.paired import Block, Done, Times, Turns, named, over_ranks, ratios, record
 from bench.ranks import Apart, free_port, on_ranks, taking_turns
 
 BATCH, STEPS = 128, 15
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
             case = (name, given.cycles, given.world_size, folder, free_port())
             answers = on_ranks(given.world_size, _one_rank, *case)
         ratio = ratios(over_ranks(answers), "ours", "bare")
-        record("peers", {"peer": name, "world_size": given.world_size, **ratio})
+        record("peers", {"peer": name, "world_size": given.world_size, **named(ratio)})
         print(
             f"peers, {name:10} takes {ratio['wall'].told()} x the bare loop's time, "
             f"{ratio['cpu'].told()} x its CPU time",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.paired import Block, Times, over_ranks, ratios, record
+from bench.paired import Block, Times, named, over_ranks, ratios, record
 from bench.ranks import Apart, free_port, on_ranks, taking_turns
 
 WORKERS = (0, 1, 2)
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
             faster = ratios(times, "bare", "ours")
             best = min(best, faster["wall"].median)
             about = {"set": given.set, "precision": given.precision, "bare_workers": workers}
-            record("pipeline", {**about, **faster})
+            record("pipeline", {**about, **named(faster)})
             print(
                 f"pipeline, {given.set}, {given.precision}, bare loop with {workers} workers: ours "
                 f"{faster['wall'].told()} x the samples/s, {faster['cpu'].told()} x by CPU time",
