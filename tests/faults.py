@@ -256,10 +256,8 @@ def _until_the_end(
 
 def _left_of(sessions: set[int]) -> list[str]:
     """The processes of these sessions that outlive their ranks by more than a moment."""
-    limit = time.monotonic() + 2.0  # where the processors are busy, dying takes its turn as well
-    while (left := list(_of_the_sessions(sessions))) and time.monotonic() < limit:
-        time.sleep(0.05)
-    return left
+    time.sleep(0.2)  # what is killed with its parent takes as long
+    return list(_of_the_sessions(sessions))
 
 
 def _of_the_sessions(sessions: set[int]) -> Iterator[str]:
