@@ -18,8 +18,10 @@ def follow(run: Path) -> None:
     shown = 0.0
     going_on = True
     while going_on:
+        # Before the wait: a run mostly ends soon after an evaluation, and one report is enough.
+        before = _changed(run / "evaluation.npz")
         going_on = not select.select([0], [], [], _EVERY_S)[0]
-        evaluated = _changed(run / "evaluation.npz")
+        evaluated = before if going_on else _changed(run / "evaluation.npz")
         if evaluated and (evaluated != shown or not going_on):
             from report.make import write_report
 
