@@ -50,7 +50,7 @@ class Apart:
 
     def turn(self) -> Time:
         """Let the loop run one block; the time that it took there."""
-        self._there.send(None)
+        self._there.send(True)
         time: Time = self._there.recv()
         return time
 
@@ -63,7 +63,7 @@ class Apart:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._there.close()
+        self._there.send(False)  # closing is not enough: workers forked here hold it open as well
         self._process.join()
 
 
@@ -85,11 +85,7 @@ def _serve(
 
     distributed.init_process_group("gloo")
     block = make(*args)
-    while True:
-        try:
-            end.recv()
-        except EOFError:
-            break
+    while end.recv():
         end.send(timed(block))
     distributed.destroy_process_group()
 
