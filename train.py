@@ -46,6 +46,7 @@ from engine.saving import Saver
 from engine.step import step_settings, train_step, warm_up
 from models.build import build_model, find_builder
 from models.freeze import freeze
+from models.memory_format import lay_out
 from models.pretrained import class_names, fill, origin, require_weights
 from report.background import reported
 from tasks.task import Task, build_task, require_task
@@ -105,12 +106,10 @@ def network(plan: Plan, place: Place, feed: Feed) -> DistributedDataParallel:
     if config.model.freeze:
         log.info(on_every_rank(freeze, model, config.model.freeze))
     on_every_rank(require_own_statistics, config, model)
-    ddp_model = wrap(
-        model.to(place.device),
-        config.ddp,
-        channels_last=config.train.channels_last,
-        compiled=config.train.compile,
-    )
+    model.to(place.device)
+    if config.train.channels_last:
+        lay_out(model, place.device, config.train.precision)
+    ddp_model = wrap(model, config.ddp, compiled=config.train.compile)
     log.info(agreement(ddp_model.module))
     return ddp_model
 

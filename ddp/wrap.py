@@ -56,7 +56,7 @@ def require_devices(options: WrapOptions) -> None:
 
 
 def wrap(
-    model: nn.Module, options: WrapOptions, *, channels_last: bool = False, compiled: bool = False
+    model: nn.Module, options: WrapOptions, *, compiled: bool = False
 ) -> DistributedDataParallel:
     """`model` under DDP, with rank 0's parameters and buffers on every rank, and proof of it.
 
@@ -67,8 +67,6 @@ def wrap(
     """
     check_same_architecture(model)
     broadcast_from_rank0(tensor for _, tensor in tensors_of(model))
-    if channels_last:  # after the broadcast: the layout of the wire is the plain one
-        model.to(memory_format=torch.channels_last)
     if options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compiled:

@@ -11,6 +11,7 @@ from ddp.optimizer import receive_optimizer_state
 from ddp.rank0 import Rank0Failed, on_rank0, rank0_only
 from ddp.wrap import Disagreement, agreement, tensors_of, wrap
 from models.build import build_model, find_builder
+from models.memory_format import lay_out
 from tests.ranks import run_ranks
 from utils.errors import BadInput
 
@@ -22,7 +23,9 @@ def model_of(rank: int, seed: int = 0) -> nn.Module:
 def wrap_with_own_seed(rank: int, channels_last: bool) -> tuple[str, bool]:
     model = build_model(find_builder("small_resnet"), 10, 1, seed=100 + rank, initialise=True)
     before = {name: t.clone() for name, t in tensors_of(model)}
-    wrapped = wrap(model, Ddp(), channels_last=channels_last)
+    if channels_last:
+        lay_out(model, torch.device("cpu"), "fp32")
+    wrapped = wrap(model, Ddp())
     line = agreement(wrapped.module)
     kept = all(torch.equal(before[name], t) for name, t in tensors_of(wrapped.module))
     return line, kept
@@ -123,7 +126,9 @@ def test_a_failure_on_rank_0_reaches_every_rank_as_the_same_error() -> None:
 
 
 def hand_over_optimizer(rank: int) -> list[int]:
-    wrapped = wrap(model_of(rank), Ddp(), channels_last=True)
+    model = model_of(rank)
+    lay_out(model, torch.device("cpu"), "fp32")
+    wrapped = wrap(model, Ddp())
     optimizer = torch.optim.AdamW(wrapped.module.named_parameters(), lr=0.1)
     loaded = None
     if rank == 0:
