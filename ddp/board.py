@@ -1,15 +1,14 @@
-"""Where the processes of one host stand, in memory that outlives each of them.
+"""Where the processes of one host stand, and for how long each may: in memory that outlives them.
 
 Every process writes its own line; any of them reads the line of one that is stopped or dead.
 """
 
-import math
 import mmap
 import os
 import signal
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,9 @@ from typing import NamedTuple
 # may be silent there, left
 _LINE = struct.Struct("=iiqd16sd?")
 _LINE_BYTES = 64
+
+START_TIMEOUT_S = 1800.0  # until the configuration is known
+_BEFORE_STEPS = ("start", "meeting")
 
 
 class Standing(NamedTuple):
@@ -30,6 +32,27 @@ class Standing(NamedTuple):
     silent_s: float
     limit_s: float  # of its silence in this phase, as far as it knows
     left: bool  # it ended on purpose
+
+
+class Limits:
+    """For how many seconds a process may be silent: before its first step, and from then on."""
+
+    def __init__(self) -> None:
+        self.start_s = self.hang_s = START_TIMEOUT_S
+
+    def of(self, phase: str) -> float:
+        """Of a process in `phase`."""
+        return self.start_s if phase in _BEFORE_STEPS else self.hang_s
+
+    def of_other(self, other: Standing) -> float:
+        """Of another process, by what it knows of the configuration, or this one."""
+        return min(other.limit_s, self.of(other.phase))
+
+    def learn(self, others: Iterable[Standing]) -> None:
+        """Take over what others know of the configuration before this process does."""
+        for other in others:
+            if other.phase in _BEFORE_STEPS and other.limit_s < self.start_s:
+                self.start_s = other.limit_s
 
 
 class Board:
@@ -45,31 +68,31 @@ class Board:
             os.ftruncate(descriptor, size)
             self._memory = mmap.mmap(descriptor, size)
             os.close(descriptor)
-        self._lines, self._at, self._rank = lines, mine * _LINE_BYTES, rank
+        self.rank, self.limits = rank, Limits()
+        self._lines, self._at = lines, mine * _LINE_BYTES
         self._pid = os.getpid()
-        self._phase, self._step, self._limit_s = b"", 0, math.inf
+        self._phase, self._step, self._limit_s = b"", 0, START_TIMEOUT_S
+
+    def limit(self, start_s: float, hang_s: float) -> None:
+        """Set this process's limits, and tell its neighbours, which may not know them yet, of the
+        first."""
+        self.limits.start_s, self.limits.hang_s = start_s, hang_s
+        self._limit_s = start_s
+        self.mark()
 
     def mark(
-        self,
-        phase: str | None = None,
-        step: int | None = None,
-        limit_s: float | None = None,
-        *,
-        left: bool = False,
+        self, phase: str | None = None, step: int | None = None, *, left: bool = False
     ) -> None:
-        """Note that this process moved: into `phase`, with `step` steps done, where it may be
-        silent for `limit_s` (None: as before)."""
+        """Note that this process moved: into `phase`, with `step` steps done (None: as before)."""
         if phase is not None:
-            self._phase = phase.encode()
+            self._phase, self._limit_s = phase.encode(), self.limits.of(phase)
         if step is not None:
             self._step = step
-        if limit_s is not None:
-            self._limit_s = limit_s
         _LINE.pack_into(
             self._memory,
             self._at,
             self._pid,
-            self._rank,
+            self.rank,
             self._step,
             time.monotonic(),
             self._phase,
