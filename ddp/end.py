@@ -55,7 +55,7 @@ class End:
             _say(f"[rank {rank}] ends: {line}")
         try:
             code = self._on_end(code, line, verdict.get("final", False))
-            self._board.mark(left=True)
+            self._board.leave()
             if verdict.get("frozen"):
                 self._board.kill([other for other in verdict["culprits"] if other != rank])
             if guilty and "report" in verdict:
@@ -78,7 +78,7 @@ class End:
         """Tell all ranks that this one ends, and why; then the caller ends it. Returns the line."""
         self._taken.acquire()
         mine = answer(self._board)
-        self._board.mark(left=True)
+        self._board.leave()
         line = one_line([(mine.standing, mine.host)], "failed") + f": {reason}"
         culprits = [self._board.rank]
         self._mail.send_others({"code": code, "line": line, "culprits": culprits, "final": final})

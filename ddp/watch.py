@@ -37,7 +37,6 @@ class Watch:
         self.mail = Mail(rank, int(os.environ.get("WORLD_SIZE", "1")))
         self.bell = Bell()
         self.end = End(self.board, self.mail, on_end)
-        self.board.mark("start", 0)
         self.lookout = Lookout(self.board, self.mail, self.bell, self.end)
 
 
@@ -97,7 +96,7 @@ def fail(code: int, reason: str, *, final: bool = False) -> str:
 def leave_quietly() -> None:
     """All ranks end together and know why: nobody is to wonder where this one is."""
     if _watch is not None:
-        _watch.board.mark(left=True)
+        _watch.board.leave()
 
 
 def await_verdict(seconds: float) -> None:
@@ -121,6 +120,7 @@ def close() -> None:
     if _watch is not None:
         _watch.end.close()
         _watch.bell.ring()
-        _watch.board.mark("end", left=True)
+        _watch.board.mark("end")
+        _watch.board.leave()
         _watch.mail.send([_watch.mail.rank], {})  # its reader ends
         faulthandler.dump_traceback_later(max(1.0, _watch.board.limits.hang_s), exit=True)
