@@ -19,6 +19,8 @@ _LEFT = 75  # to be gone on with: of an elastic job, without the host that found
 
 # Records code, reason, and whether to start again is in vain; returns the code to end with.
 OnEnd = Callable[[int, str, bool], int]
+# What this process still does before it ends for another's sake.
+LastWork = Callable[[], None]
 
 
 class Hang(RuntimeError):
@@ -32,8 +34,9 @@ class End:
     (a rank) and `frozen`: the culprits cannot end themselves. `final`: to start again is in vain.
     """
 
-    def __init__(self, board: Board, mail: Mail, on_end: OnEnd) -> None:
-        self._board, self._mail, self._on_end = board, mail, on_end
+    def __init__(self, board: Board, mail: Mail, on_end: OnEnd, last_work: LastWork) -> None:
+        self._board, self._mail = board, mail
+        self._on_end, self._last_work = on_end, last_work
         self._taken = threading.Lock()  # and not given back by who ends this process
         self.closed = threading.Event()
 
@@ -62,6 +65,7 @@ class End:
                 get_error_handler().record_exception(Hang(line))
             if not guilty:
                 time.sleep(OTHERS_WAIT_S)
+                self._last_work()
         finally:
             os._exit(code)
 

@@ -50,7 +50,9 @@ _FIRST_HOST_S = 900.0  # how long a host waits for the first one
 _STORE_S = 60.0  # and any call for the store's answer, once it was reached
 _MORE_HOSTS_S = 5  # how long hosts that are enough wait for more: who comes later joins the run
 _FOREVER = timedelta(days=3650)  # a host that waits for others, or for its turn
-_CRASHED_S = 30  # how long ranks may live on after one of them failed
+# How long ranks may live on after one of them failed: rank 0 finishes the save under way. One that
+# is stopped besides, and can neither end itself nor be ended by its neighbours, is killed then.
+_CRASHED_S = 120
 _PR_SET_PDEATHSIG = 1
 _BYE_S = 5.0  # how long the first host stays for the others' sake
 
@@ -78,7 +80,8 @@ class Agent(LocalElasticAgent):
             return
         # Healthy ranks save first, for which torch would give them as long as crashed ones.
         healthy = worker_group.state == WorkerState.HEALTHY
-        self._shutdown(timeout=self._shutdown_timeout if healthy else _CRASHED_S)
+        most_s = self._shutdown_timeout
+        self._shutdown(timeout=most_s if healthy else min(_CRASHED_S, most_s))
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from ddp.bell import Bell, heard_early
 from ddp.board import open_board
-from ddp.end import End, OnEnd
+from ddp.end import End, LastWork, OnEnd
 from ddp.lookout import Lookout
 from ddp.mail import Mail, has_launcher_store
 
@@ -31,26 +31,30 @@ _PR_SET_PDEATHSIG = 1
 class Watch:
     """What there is of one process: its line on the board, its mail, its lookout and its end."""
 
-    def __init__(self, on_end: OnEnd) -> None:
+    def __init__(self, on_end: OnEnd, last_work: LastWork) -> None:
         rank = int(os.environ.get("RANK", "0"))
         self.board = open_board(rank)
         self.mail = Mail(rank, int(os.environ.get("WORLD_SIZE", "1")))
         self.bell = Bell()
-        self.end = End(self.board, self.mail, on_end)
+        self.end = End(self.board, self.mail, on_end, last_work)
         self.lookout = Lookout(self.board, self.mail, self.bell, self.end)
 
 
 _watch: Watch | None = None  # a process has one main thread, and one place where it stands
 
 
-def begin(on_end: OnEnd) -> None:
-    """Watch this process and, with the other ranks, all of them."""
+def begin(on_end: OnEnd, last_work: LastWork = lambda: None) -> None:
+    """Watch this process and, with the other ranks, all of them.
+
+    A thread calls `on_end` before a verdict ends this process, and `last_work` when it ends for
+    what befell another rank: while that lasts, the launcher may kill it.
+    """
     global _watch
     with suppress(AttributeError, ValueError, OSError):
         faulthandler.register(signal.SIGUSR2, all_threads=False)
     if has_launcher_store():  # a launcher that is killed cannot end its ranks: they save and stop
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    _watch = Watch(on_end)
+    _watch = Watch(on_end, last_work)
     if has_launcher_store():
         _watch.lookout.open_mail()
         signal.signal(signal.SIGTERM, heard_early)
