@@ -6,6 +6,7 @@ ImportError, and `ddp/launcher.py` goes on without it.
 
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from types import FrameType
@@ -37,16 +38,16 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         outcome.forget()  # an earlier start's
         started: dict[int, Any] = super()._start_workers(worker_group)
+        ranks: Any = self._pcontext
+        ranks.close = partial(_close, ranks.close)  # torch does, when it sees that one has failed
         return started
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        if not hasattr(self, "_shutdown_timeout"):  # torch before 2.11 gives all of them 30 s
+        # Healthy ranks save first; torch before 2.11 gives all of them 30 s.
+        if worker_group.state == WorkerState.HEALTHY and hasattr(self, "_shutdown_timeout"):
+            self._shutdown(timeout=self._shutdown_timeout)
+        else:
             super()._stop_workers(worker_group)
-            return
-        # Healthy ranks save first, for which torch would give them as long as crashed ones.
-        healthy = worker_group.state == WorkerState.HEALTHY
-        most_s = self._shutdown_timeout
-        self._shutdown(timeout=most_s if healthy else min(_CRASHED_S, most_s))
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
@@ -88,6 +89,14 @@ class Agent(LocalElasticAgent):
                 self._rdzv_handler.shutdown()
             raise
         return result
+
+
+def _close(
+    close: Callable[..., None], death_sig: signal.Signals | None = None, timeout: int | None = None
+) -> None:
+    """`close` the ranks, in the time of crashed ones unless another is given: torch's own is 30 s
+    there, whatever it was told."""
+    close(death_sig, _CRASHED_S if timeout is None else timeout)
 
 
 def install(arguments: list[str]) -> None:

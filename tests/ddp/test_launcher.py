@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticAgent, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous as dynamic
 
-from ddp import launcher, rendezvous
+from ddp import agent, launcher, rendezvous
 from ddp.agent import Agent
 from ddp.rendezvous import Rendezvous, meeting
 from tests.faults import free_port
@@ -218,3 +219,36 @@ def test_a_torch_without_a_private_name_starts_the_ranks_of_a_fixed_number_of_ho
     ranks = sorted(line for line in said.out.splitlines() if line.startswith("rank"))
     both = [f"rank {rank} of ['--config', 'x.yaml']" for rank in (0, 1)]
     assert ranks == (both if code == 0 else [])
+
+
+ONE_FAILS = """
+import os, signal, sys, time
+from pathlib import Path
+ready = Path(__file__).with_name("ready")
+if os.environ["RANK"] == "1":
+    while not ready.exists():
+        time.sleep(0.02)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ready.touch()
+time.sleep(60)
+"""
+
+
+def one_fails(_rank: int, program: Path) -> None:
+    agent._CRASHED_S = 2
+    os.environ["LOCKSTEP_EXIT"] = str(program.parent / "exit")
+    ports = ["--rdzv-backend=static", f"--master-port={free_port()}"]
+    sys.argv = ["launcher", *ports, "--nproc-per-node=2", str(program)]
+    with pytest.raises(ChildFailedError):
+        launcher.main()
+
+
+def test_ranks_are_given_our_time_and_not_torchs_30_s_when_one_of_them_failed(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(ONE_FAILS)
+    start = time.monotonic()
+    run_ranks(1, one_fails, program)
+    assert 2 <= time.monotonic() - start < 20
