@@ -33,7 +33,8 @@ attrgetter(
 
 
 class Agent(LocalElasticAgent):
-    """torch's agent; ranks that stopped because hosts come or go are no end, and no failure."""
+    """torch's agent, which lets ranks save; those that stopped because hosts come or go are no end,
+    and no failure."""
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         outcome.forget()  # an earlier start's
