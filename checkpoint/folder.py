@@ -147,6 +147,12 @@ class RunFolder:
         """The checkpoints of this folder, of which the newest `keep` stay."""
         return Store(self.path, keep, self.writer)
 
+    def finish_save(self) -> None:
+        """Wait for the save under way, if there is one; any thread may call it."""
+        if self.writer is not None and self.writer.busy:
+            LOG.info("a save is under way, and finished first")
+            self.writer.wait()
+
     def release(self) -> None:
         """End the writer after the save under way, and let the folder go."""
         if self.writer is not None:

@@ -114,6 +114,12 @@ class Writer:
             raise SaveFailed(*answer["failed"])
         return Written(**answer | {"path": Path(answer["path"])})
 
+    def wait(self) -> None:
+        """Return when no save is under way any more; its result stays to be taken. Any thread may
+        call it."""
+        while self.busy and not select.select([self._socket], [], [], 0.1)[0]:
+            pass
+
     def _died(self, folder: Path | None) -> SaveFailed:
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0

@@ -1,23 +1,26 @@
-"""Where the processes of one host stand, in memory that outlives each of them.
+"""Where the processes of one host stand, and for how long each may: in memory that outlives them.
 
 Every process writes its own line; any of them reads the line of one that is stopped or dead.
 """
 
-import math
 import mmap
 import os
 import signal
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# pid (0: nobody yet), rank, steps done, monotonic clock of the last change, phase, seconds that it
-# may be silent there, left
-_LINE = struct.Struct("=iiqd16sd?")
+# A line is written in two parts, for where its process stands changes several times a step.
+_PLACE = struct.Struct("=qd16s")  # steps done, monotonic clock of the last change, phase
+_OWNER = struct.Struct("=iidd?")  # pid (0: nobody yet), rank, limits in seconds, left
 _LINE_BYTES = 64
+
+START_TIMEOUT_S = 1800.0  # until the configuration is known
+_BEFORE_STEPS = ("start", "meeting")
 
 
 class Standing(NamedTuple):
@@ -30,6 +33,28 @@ class Standing(NamedTuple):
     silent_s: float
     limit_s: float  # of its silence in this phase, as far as it knows
     left: bool  # it ended on purpose
+
+
+@dataclass
+class Limits:
+    """For how many seconds a process may be silent: before its first step, and from then on."""
+
+    start_s: float = START_TIMEOUT_S
+    hang_s: float = START_TIMEOUT_S
+
+    def of(self, phase: str) -> float:
+        """Of a process in `phase`."""
+        return self.start_s if phase in _BEFORE_STEPS else self.hang_s
+
+    def of_other(self, other: Standing) -> float:
+        """Of another process, by what it knows of the configuration, or this one."""
+        return min(other.limit_s, self.of(other.phase))
+
+    def learn(self, others: Iterable[Standing]) -> None:
+        """Take over what others know of the configuration before this process does."""
+        for other in others:
+            if other.phase in _BEFORE_STEPS and other.limit_s < self.start_s:
+                self.start_s = other.limit_s
 
 
 class Board:
@@ -45,46 +70,46 @@ class Board:
             os.ftruncate(descriptor, size)
             self._memory = mmap.mmap(descriptor, size)
             os.close(descriptor)
-        self._lines, self._at, self._rank = lines, mine * _LINE_BYTES, rank
-        self._pid = os.getpid()
-        self._phase, self._step, self._limit_s = b"", 0, math.inf
+        self.rank, self.limits = rank, Limits()
+        self._lines, self._at = lines, mine * _LINE_BYTES
+        self._left = False
+        self._phase, self._step = b"start", 0
+        self.mark()
+        self._sign()  # last: who has signed is watched
 
-    def mark(
-        self,
-        phase: str | None = None,
-        step: int | None = None,
-        limit_s: float | None = None,
-        *,
-        left: bool = False,
-    ) -> None:
-        """Note that this process moved: into `phase`, with `step` steps done, where it may be
-        silent for `limit_s` (None: as before)."""
+    def mark(self, phase: str | None = None, step: int | None = None) -> None:
+        """Note that this process moved: into `phase`, with `step` steps done (None: as before)."""
         if phase is not None:
             self._phase = phase.encode()
         if step is not None:
             self._step = step
-        if limit_s is not None:
-            self._limit_s = limit_s
-        _LINE.pack_into(
-            self._memory,
-            self._at,
-            self._pid,
-            self._rank,
-            self._step,
-            time.monotonic(),
-            self._phase,
-            self._limit_s,
-            left,
-        )
+        _PLACE.pack_into(self._memory, self._at, self._step, time.monotonic(), self._phase)
+
+    def limit(self, start_s: float, hang_s: float) -> None:
+        """Set this process's limits; its neighbours may not know them yet."""
+        self.limits.start_s, self.limits.hang_s = start_s, hang_s
+        self.mark()
+        self._sign()
+
+    def leave(self) -> None:
+        """Note that this process is to be missed by nobody."""
+        self._left = True
+        self._sign()
+
+    def _sign(self) -> None:
+        who = (os.getpid(), self.rank, self.limits.start_s, self.limits.hang_s, self._left)
+        _OWNER.pack_into(self._memory, self._at + _PLACE.size, *who)
 
     def standings(self) -> list[Standing]:
         """Every process of this host that has written its line."""
         found, now = [], time.monotonic()
         for at in range(0, self._lines * _LINE_BYTES, _LINE_BYTES):
-            pid, rank, step, changed, phase, limit_s, left = _LINE.unpack_from(self._memory, at)
+            step, changed, name = _PLACE.unpack_from(self._memory, at)
+            pid, rank, *limits, left = _OWNER.unpack_from(self._memory, at + _PLACE.size)
             if pid:
-                name = phase.rstrip(b"\0").decode(errors="replace")
-                found.append(Standing(rank, pid, step, name, now - changed, limit_s, left))
+                phase = name.rstrip(b"\0").decode(errors="replace")
+                limit_s = Limits(*limits).of(phase)
+                found.append(Standing(rank, pid, step, phase, now - changed, limit_s, left))
         return found
 
     def kill(self, ranks: Sequence[int]) -> None:

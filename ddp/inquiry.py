@@ -1,5 +1,6 @@
 """Asking all ranks where they stand, when one is overdue: what each says, and who says nothing."""
 
+import socket
 import sys
 import threading
 import time
@@ -18,17 +19,17 @@ ANSWERS_S = 2.0  # a living process on a crowded machine answers within this
 _UNREACHED_S = 1e9  # how long one has been silent of whom only an old note is known
 
 
-def answer(board: Board, rank: int, host: str) -> Answer:
+def answer(board: Board) -> Answer:
     """Where this process stands, where in the program, and what it sees of its neighbours."""
     standings = board.standings()
-    [mine] = [s for s in standings if s.rank == rank]
-    others = [s for s in standings if s.rank != rank]
+    [mine] = [s for s in standings if s.rank == board.rank]
+    others = [s for s in standings if s.rank != board.rank]
     begun = -1
     with suppress(RuntimeError, ValueError):
         if dist.is_initialized():
             group: Any = dist.group.WORLD
             begun = group._get_sequence_number_for_group()
-    return Answer(mine, host, begun, stack(), others)
+    return Answer(mine, socket.gethostname(), begun, stack(), others)
 
 
 def stack() -> str:
@@ -37,9 +38,9 @@ def stack() -> str:
     return "".join(traceback.format_stack(frame)[-16:]) if frame else ""
 
 
-def note(mail: Mail, mine: Standing, host: str) -> None:
+def note(mail: Mail, mine: Standing) -> None:
     """Leave where this process stands, for when it cannot be asked any more."""
-    mail.leave(f"at/{mine.rank}", {"host": host, **mine._asdict()})
+    mail.leave(f"at/{mine.rank}", {"host": socket.gethostname(), **mine._asdict()})
 
 
 def reply(mail: Mail, case: int, mine: Answer) -> None:
@@ -47,9 +48,9 @@ def reply(mail: Mail, case: int, mine: Answer) -> None:
     mail.leave(f"answer/{case}/{mine.standing.rank}", mine.written())
 
 
-def ask(mail: Mail, world_size: int) -> tuple[list[Answer], Mapping[int, Answer | None]]:
+def ask(mail: Mail) -> tuple[list[Answer], Mapping[int, Answer | None]]:
     """Every rank's answer, and of those that gave none what is known of them."""
-    case = mail.count("cases")
+    case, world_size = mail.count("cases"), mail.world_size
     mail.send(range(world_size), {"asked": case})
     until = time.monotonic() + ANSWERS_S
     answers: dict[int, Answer] = {}

@@ -19,12 +19,29 @@ Letter = dict[str, Any]
 
 
 class Mail:
-    """This rank's letter box, and everybody else's; every call is quiet when the store is gone."""
+    """This rank's letter box, and everybody else's; every call is quiet before `open`, and when
+    the store is gone."""
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-        self._store, self._box = connect(), connect()
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._connection: TCPStore | None = None
         self._attempt = f"lockstep/{start_name()}"
+
+    def open(self) -> Iterator[Letter]:
+        """Connect to the store, which has to be there; this rank's letters as they arrive, until
+        the store is gone."""
+        self._connection = connect()
+        return self._letters(connect())  # who waits for a letter keeps a connection busy
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def _store(self) -> TCPStore:
+        if self._connection is None:
+            raise RuntimeError("the mail is not open")
+        return self._connection
 
     def send(self, ranks: Iterable[int], letter: Letter) -> None:
         """Put `letter` (JSON types) into the boxes of `ranks`."""
@@ -34,15 +51,18 @@ class Mail:
                 number = self._store.add(f"{self._attempt}/letters/{rank}", 1)
                 self._store.set(f"{self._attempt}/letter/{rank}/{number}", text)
 
-    def letters(self) -> Iterator[Letter]:
-        """This rank's letters as they arrive; ends when the store is gone."""
+    def send_others(self, letter: Letter) -> None:
+        """Put `letter` into every box but this rank's."""
+        self.send((rank for rank in range(self.world_size) if rank != self.rank), letter)
+
+    def _letters(self, box: TCPStore) -> Iterator[Letter]:
         number = 0
         with suppress(RuntimeError):
             while True:
                 number += 1
-                key = f"{self._attempt}/letter/{self._rank}/{number}"
-                self._box.wait([key], _FOREVER)
-                yield json.loads(self._box.get(key))
+                key = f"{self._attempt}/letter/{self.rank}/{number}"
+                box.wait([key], _FOREVER)
+                yield json.loads(box.get(key))
 
     def count(self, name: str, by: int = 1) -> int:
         """Add `by` to the number `name`, shared by all ranks; its new value, 0 without a store."""
@@ -57,7 +77,12 @@ class Mail:
 
     def find(self, name: str) -> Letter | None:
         """What was left under `name`, without waiting."""
-        return _found(self._store, f"{self._attempt}/{name}")
+        key = f"{self._attempt}/{name}"
+        with suppress(RuntimeError):
+            if self._store.check([key]):
+                letter: Letter = json.loads(self._store.get(key))
+                return letter
+        return None
 
 
 def connect(timeout_s: float = 10.0) -> TCPStore:
@@ -69,14 +94,6 @@ def connect(timeout_s: float = 10.0) -> TCPStore:
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s),
     )
-
-
-def _found(store: TCPStore, key: str) -> Letter | None:
-    with suppress(RuntimeError):
-        if store.check([key]):
-            letter: Letter = json.loads(store.get(key))
-            return letter
-    return None
 
 
 def has_launcher_store() -> bool:

@@ -37,7 +37,7 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost before the first step
-    watch.begin(record_end)
+    watch.begin(record_end, _finish_save)
     try:
         run(argv)
     except SystemExit as request:  # --help, or a stranger's call
@@ -127,6 +127,13 @@ def record_end(code: int, reason: str, is_final: bool = False) -> int:
         if is_first_of_host() or (code == 1 and not Path(file).stat().st_size):
             Path(file).write_text(f"{code}\n{' '.join(reason.split())}\n")
     return 0 if is_final or code in (BadInput.exit_code, Stopped.exit_code) else code
+
+
+def _finish_save() -> None:
+    """What rank 0 still owes when it ends for another's sake: the snapshot is whole, and else all
+    steps since the checkpoint before would be lost."""
+    for folder in _claimed:
+        folder.finish_save()
 
 
 def _code(error: Exception) -> int:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from checkpoint.folder import claim
 from configs.schema import Config
 from ddp import watch
+from ddp.board import START_TIMEOUT_S
 from ddp.process import Place
 from ddp.rank0 import is_rank0
 from ddp.stop import SIGNALS, Stopped
@@ -193,7 +194,7 @@ class Rehearsal:
 def rehearsed(plan: Plan, place: Place) -> Iterator[tuple[Plan, Rehearsal]]:
     """The plan of a run that ends after a few steps and leaves nothing; what it took is told."""
     rehearsal = Rehearsal(plan.config, place)
-    watch.limit(watch.START_TIMEOUT_S, watch.START_TIMEOUT_S)  # of a machine that may be slow
+    watch.limit(START_TIMEOUT_S, START_TIMEOUT_S)  # of a machine that may be slow
     size = None
     with _folder(compiles=plan.config.train.compile) as parent, _stopping(rehearsal), _silent():
         folder = claim(parent, "rehearsal", "none") if is_rank0() else None

@@ -3,10 +3,14 @@
 ./launch.sh test tests/test_faults.py              (every cell: tests/campaigns/faults.py)
 """
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from checkpoint import writer
+from checkpoint.open import read
 from tests.cells import HANG_S, OPTIONS, verdict
 from tests.faults import Fault, meet
 
@@ -34,3 +38,22 @@ def test_a_process_alone_that_hangs_is_ended_too(tmp_path: Path) -> None:
     assert ended.seconds < HANG_S + 5
     assert "hangs in data after step" in ended.said.splitlines()[-1]
     assert "time.sleep(1000)" in ended.said
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill"])
+def test_a_save_under_way_is_finished_when_another_rank_fails(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = writer.write
+
+    def slow_write(*args: Any, **kwargs: Any) -> writer.Written:
+        time.sleep(3.0)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(writer, "write", slow_write)
+    # The fourth step, after two passes before the first: step 2 is being saved.
+    ended = meet(Fault(kind, 1, "step", 6), 2, tmp_path, *OPTIONS, "save.every_steps=2")
+    assert ended.first == 1 and ended.codes[0] == 1 and not ended.left, ended.said
+    assert "a save is under way, and finished first" in ended.said
+    [last] = tmp_path.glob("*/last.pt")
+    assert read(last)["cursor"]["step"] == 2

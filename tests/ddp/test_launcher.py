@@ -1,4 +1,5 @@
-"""The meetings of an elastic job: which hosts take part, when they are disturbed, how it ends.
+"""The meetings of an elastic job: which hosts take part, when they are disturbed, how it ends; and
+what starts where they are not to be had.
 
 ./launch.sh test tests/ddp/test_launcher.py
 
@@ -7,19 +8,23 @@ Each test is a process of its own: a store's threads would not survive the forks
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+import torch
+from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticAgent, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous as dynamic
 
-from ddp import launcher
-from ddp.launcher import Agent, Rendezvous, meeting
+from ddp import agent, launcher, rendezvous
+from ddp.agent import Agent
+from ddp.rendezvous import Rendezvous, meeting
 from tests.faults import free_port
 from tests.ranks import run_ranks
 from utils.errors import BadInput
@@ -61,7 +66,7 @@ def alone(scenario: Callable[..., None], *args: object) -> None:
 
 
 def _alone(_rank: int, scenario: Callable[..., None], *args: object) -> None:
-    launcher._MORE_HOSTS_S = launcher._BYE_S = 0.5
+    rendezvous._MORE_HOSTS_S = rendezvous._BYE_S = 0.5
     dynamic._delay = lambda seconds: time.sleep(0.02)
     port = free_port()
     scenario(lambda number, *arguments: Host(number, port, list(arguments)), *args)
@@ -177,3 +182,73 @@ def test_an_agent_starts_ranks_again_that_stopped_for_others_and_no_other(
     said: str, hosts: int, elastic: bool, goes_on: bool, tmp_path: Path
 ) -> None:
     alone(after, tmp_path / "said", said, hosts, elastic, goes_on)
+
+
+def on_another_torch(
+    _rank: int, owner: object, name: str, program: Path, backend: str, code: int
+) -> None:
+    delattr(owner, name)
+    sys.modules.pop("ddp.agent", None)
+    sys.modules.pop("ddp.rendezvous", None)
+    os.environ["LOCKSTEP_EXIT"] = str(program.parent / "exit")
+    how = [f"--rdzv-backend={backend}", f"--master-port={free_port()}", "--nproc-per-node=2"]
+    sys.argv = ["launcher", *how, str(program), "--config", "x.yaml"]
+    assert launcher.main() == code
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(dynamic, "_DistributedRendezvousOpExecutor"), (SimpleElasticAgent, "_restart_workers")],
+)
+@pytest.mark.parametrize(("backend", "code"), [("static", 0), ("elastic", 2)])
+def test_a_torch_without_a_private_name_starts_the_ranks_of_a_fixed_number_of_hosts(
+    owner: object,
+    name: str,
+    backend: str,
+    code: int,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    program = tmp_path / "train.py"
+    program.write_text("import os, sys; print('rank', os.environ['RANK'], 'of', sys.argv[1:])")
+    run_ranks(1, on_another_torch, owner, name, program, backend, code)
+    said = capfd.readouterr()
+    assert said.err.count(f"does not fit torch {torch.__version__}") == 1
+    assert name in said.err
+    assert "Traceback" not in said.err
+    ranks = sorted(line for line in said.out.splitlines() if line.startswith("rank"))
+    both = [f"rank {rank} of ['--config', 'x.yaml']" for rank in (0, 1)]
+    assert ranks == (both if code == 0 else [])
+
+
+ONE_FAILS = """
+import os, signal, sys, time
+from pathlib import Path
+ready = Path(__file__).with_name("ready")
+if os.environ["RANK"] == "1":
+    while not ready.exists():
+        time.sleep(0.02)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ready.touch()
+time.sleep(60)
+"""
+
+
+def one_fails(_rank: int, program: Path) -> None:
+    agent._CRASHED_S = 2
+    os.environ["LOCKSTEP_EXIT"] = str(program.parent / "exit")
+    ports = ["--rdzv-backend=static", f"--master-port={free_port()}"]
+    sys.argv = ["launcher", *ports, "--nproc-per-node=2", str(program)]
+    with pytest.raises(ChildFailedError):
+        launcher.main()
+
+
+def test_ranks_are_given_our_time_and_not_torchs_30_s_when_one_of_them_failed(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(ONE_FAILS)
+    start = time.monotonic()
+    run_ranks(1, one_fails, program)
+    assert 2 <= time.monotonic() - start < 20
