@@ -140,10 +140,12 @@ def _reason(error: Exception) -> str:
 def _tell(error: Exception) -> None:
     if isinstance(error, Rank0Failed):
         log.info("rank 0 failed: %s", error)
+    elif isinstance(error, Stopped):
+        log.info("%s", error)
     elif isinstance(error, TOGETHER):
         tells = stands_for_rank0() or _code(error) == BadInput.exit_code
         log.log(logging.ERROR if tells else logging.INFO, "%s", error)
     elif isinstance(error, BadInput | NoProgress | OSError):
         log.error("%s", error)
     else:
-        log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+        log.critical("%s", "".join(traceback.format_exception(error)).rstrip())

@@ -171,7 +171,7 @@ def test_metrics_that_are_not_finite_are_said(copied: Path, tmp_path: Path) -> N
     (copied / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert page_of(copied).count("<b>not finite</b>") == len(rows[-1]["eval"])
     out = tmp_path / "two.html"
-    assert main([str(copied), str(copied), "--out", str(out)]) == 0
+    assert main([str(copied), str(copied), "--output", str(out)]) == 0
     assert "<td>not finite</td>" in out.read_text()
 
 
@@ -190,7 +190,9 @@ def test_runs_are_laid_side_by_side(
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2"))
     out = tmp_path / "both.html"
-    assert main([str(finished), str(other), "--out", str(out)]) == 0
+    assert main([str(other), str(finished)]) == 0, "beside the first of them"
+    assert capsys.readouterr().out.strip() == str(tmp_path / "comparison.html")
+    assert main([str(finished), str(other), "--output", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     page = out.read_text()
     assert "<th>optim.lr</th><td>0.1</td><td>0.2</td>" in page
