@@ -22,6 +22,7 @@ from data.feed import Feed
 from data.order import share
 from ddp import watch
 from ddp.agree import require_same
+from ddp.collectives import await_all
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
 from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only, stands_for_rank0
@@ -66,6 +67,7 @@ def run(argv: Sequence[str]) -> None:
     make_deterministic(plan.config)
     if plan.verb == "train":
         open_log_file(plan.path / "logs", place.rank)
+        await_all()  # the folder of a run whose input turns out bad is removed with all logs
         shown = plan.path if plan.folder and plan.config.log.report else None
         with reported(shown), exit_recorded(plan.folder):
             train(plan, place)

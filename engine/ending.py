@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Raised on all ranks together: rank 0 tells.
 TOGETHER = (Stopped, SaveStopped, NonFinite, Disagreement, Rank0Failed)
 
-_claimed: list[RunFolder] = []  # the folder of this process's run, while it trains
+_claimed: list[RunFolder] = []  # the folder of this process's run, from when its end belongs there
 
 
 def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -90,16 +90,26 @@ def _out(code: int) -> int:
     return code
 
 
+def held(folder: RunFolder) -> RunFolder:
+    """`folder`: from now on the end of this process removes or closes it, if it is a new one.
+
+    An older one keeps what it says until the run has begun.
+    """
+    if folder.is_new:
+        _claimed.append(folder)
+    return folder
+
+
 @contextmanager
 def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
     """Leave exit code and reason in the run folder, when rank 0 holds it, however the run ends."""
     if folder is not None:
-        _claimed.append(folder)
+        _claimed[:] = [folder]
     try:
         yield
     except Exception as error:
         if folder is not None and not is_peer_loss(error):
-            folder.finish(_code(error), _reason(error))
+            _close(folder, _code(error), _reason(error))
             if isinstance(error, TOGETHER):  # nobody waits for this process
                 folder.release()  # after the save under way
                 _claimed.clear()
@@ -109,6 +119,14 @@ def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
         _claimed.clear()
 
 
+def _close(folder: RunFolder, code: int, reason: str) -> None:
+    """Leave code and reason in `folder`; or nothing of a run that bad input kept from beginning."""
+    if code == BadInput.exit_code and folder.withdraw():
+        _claimed.clear()
+    else:
+        folder.finish(code, reason)
+
+
 def record_end(code: int, reason: str, is_final: bool = False) -> int:
     """Leave code and reason where launch.sh and a person look; the code to end with.
 
@@ -116,9 +134,9 @@ def record_end(code: int, reason: str, is_final: bool = False) -> int:
     beside, a process ends with 0 when starting it again would end in the same way.
     """
     if code != 0:
-        for folder in _claimed:
+        for folder in list(_claimed):
             with suppress(OSError):
-                folder.finish(code, reason)
+                _close(folder, code, reason)
     file = os.environ.get("LOCKSTEP_EXIT")
     if not file:
         return code
