@@ -11,7 +11,9 @@ to the next. A number of hosts that the run cannot be shared by is passed over: 
 import atexit
 import ctypes
 import json
+import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -64,6 +66,15 @@ def said() -> str:
     return ""
 
 
+def listens(pid: int) -> bool:
+    """Whether a rank takes signals for a wish to stop, as from its first step on (`ddp/stop.py`):
+    it handles SIGUSR1 then, which Python alone does not."""
+    with suppress(OSError):
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        return bool(caught and int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+    return False
+
+
 class Agent(LocalElasticAgent):
     """torch's agent; ranks that stopped because hosts come or go are no end, and no failure."""
 
@@ -79,6 +90,12 @@ class Agent(LocalElasticAgent):
         # Healthy ranks save first, for which torch would give them as long as crashed ones.
         healthy = worker_group.state == WorkerState.HEALTHY
         self._shutdown(timeout=self._shutdown_timeout if healthy else _CRASHED_S)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *args: Any, **kw: Any) -> None:
+        pids = self._pcontext.pids().values() if self._pcontext else ()
+        if death_sig == signal.SIGINT and not all(map(listens, pids)):
+            death_sig = signal.SIGTERM  # what only starts would show where a Ctrl-C hit it
+        super()._shutdown(death_sig, *args, **kw)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
@@ -277,7 +294,8 @@ def _once(number: int, frame: FrameType | None) -> None:
     """Some send a signal to every process of a job: torchrun hears it once more from launch.sh,
     and a second one would make it leave before its ranks have saved."""
     for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, lambda *_: None)  # Python would tell of one that is ignored only now
+    logging.disable(logging.WARNING)  # torch tells each process that it passes the signal on to
     _heard(number, frame)
 
 
