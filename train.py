@@ -153,6 +153,8 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     warn_of_differences(plan.saved.get("environment"), here, config.train)
     start = {"step": cursor.step, "checkpoint": str(plan.file or ""), "environment": here}
     start |= {"layout": settings.described(), "processes": processes(place.rank, device)}
+    best = config.train.best_metric
+    start |= {"best_metric": {"name": best, "higher_is_better": task.metrics[best]}}
     rank0_only(recorder.begin)(start, first_batch, feed.as_seen(first_batch))
     del first_batch  # the steps need its memory
     content = partial(
@@ -188,7 +190,6 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
                 row = journal.row(cursor, rate_at(cursor.step - 1), saver.stall_s(), found)
                 record_row(row, found and found.sums)
             if found:
-                best = config.train.best_metric
                 is_best = cursor.improve(found.metrics[best], task.metrics[best])
             if found or saver.is_due(cursor.step, votes.wishes):
                 watch.mark("save")
@@ -203,7 +204,7 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     votes.close()
     watch.mark("save")
     on_rank0(saver.close)
-    log.info(farewell(plan.path, config.train.best_metric, cursor.best))
+    log.info(farewell(plan.path, best, cursor.best))
     watch.mark("end")
 
 
