@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from checkpoint.state import capture
@@ -55,7 +54,6 @@ from utils.names import pick
 log = logging.getLogger("train")
 
 
-@record
 def run(argv: Sequence[str]) -> None:
     """The life of one process."""
     open_console(speaks=is_rank0())

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
 from checkpoint.folder import RunFolder
 from ddp import watch
 from ddp.process import is_peer_loss, promised_world_size
@@ -37,12 +39,16 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost before the first step
+    get_error_handler().initialize()
     watch.begin(record_end)
     try:
         run(argv)
     except SystemExit as request:  # --help, or a stranger's call
         return _out(_ended_early(request))
     except Exception as error:
+        if _code(error) == BadInput.exit_code:  # torchrun shows the message, not where in ours
+            error.__traceback__ = error.__cause__ = None
+        get_error_handler().record_exception(error)
         return _out(_failed(error))
     return _out(record_end(0, "finished"))
 

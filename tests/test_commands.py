@@ -3,6 +3,8 @@
 ./launch.sh test tests/test_commands.py              (launch.sh's own: tests/test_launch.py)
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from configs import __main__ as preflight
 from configs import describe
 from models import export
 from tests.runs import finish, start
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def train(argv: Sequence[str]) -> int | None:
@@ -105,3 +109,24 @@ def test_a_place_that_cannot_be_written_to_is_one_line(
     (tmp_path / "config.yaml").write_text("run:\n  name: x\n")
     told = refused("report", str(tmp_path), "--output", str(tmp_path / "absent" / "x.html"))
     assert "No such file or directory" in told
+
+
+def test_under_torchrun_bad_input_is_the_last_thing_said_and_no_traceback_of_ours(
+    tmp_path: Path,
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
+    options = ["model.weights=null", "data.name=image_folder", f"data.path={tmp_path / 'absent'}"]
+    done = subprocess.run(
+        [*torchrun, *options, f"run.dir={tmp_path / 'runs'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1  # all that torchrun knows
+    assert "\nerror: data.path: image_folder needs the folder" in f"\n{done.stderr}"
+    assert f'File "{ROOT}' not in done.stderr
+    *_, last, _, _ = done.stderr.splitlines()
+    assert "utils.errors.BadInput: data.path: image_folder needs the folder" in last
+    assert not list((tmp_path / "runs").iterdir())
