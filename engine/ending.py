@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 # Raised on all ranks together: rank 0 tells.
 TOGETHER = (Stopped, SaveStopped, NonFinite, Disagreement, Rank0Failed)
 
+# Of these the message says all; `_tell` shows where any other exception came from.
+TOLD_BY_MESSAGE = (*TOGETHER, BadInput, NoProgress)
+
 _claimed: list[RunFolder] = []  # the folder of this process's run, from when its end belongs there
 
 
@@ -46,7 +49,7 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     except SystemExit as request:  # --help, or a stranger's call
         return _out(_ended_early(request))
     except Exception as error:
-        if _code(error) == BadInput.exit_code:  # torchrun shows the message, not where in ours
+        if isinstance(error, TOLD_BY_MESSAGE):  # by torchrun as well, without where in our code
             error.__traceback__ = error.__cause__ = None
         get_error_handler().record_exception(error)
         return _out(_failed(error))
@@ -169,7 +172,7 @@ def _tell(error: Exception) -> None:
     elif isinstance(error, TOGETHER):
         tells = stands_for_rank0() or _code(error) == BadInput.exit_code
         log.log(logging.ERROR if tells else logging.INFO, "%s", error)
-    elif isinstance(error, BadInput | NoProgress | OSError):
+    elif isinstance(error, (*TOLD_BY_MESSAGE, OSError)):
         log.error("%s", error)
     else:
         log.critical("%s", "".join(traceback.format_exception(error)).rstrip())

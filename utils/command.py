@@ -7,7 +7,7 @@ from functools import wraps
 from typing import NoReturn
 
 from utils.errors import BadInput
-from utils.names import near
+from utils.names import hint
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,8 +20,8 @@ class Parser(argparse.ArgumentParser):
         """The arguments in `argv`, in any order; of an unknown one the near option is told."""
         given, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
-            hint = near(unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"unknown argument {unknown[0]}{'; ' + hint if hint else ''}")
+            name, _, _ = unknown[0].partition("=")
+            self.error(f"unknown argument {name}{hint(name, self._option_string_actions)}")
         return given
 
 
