@@ -147,10 +147,10 @@ class RunFolder:
         write_atomic(self.path / "exit", f"{code} {line}\n".encode())
 
     def withdraw(self) -> bool:
-        """Remove the folder, when it is new and no run has begun in it; whether it was removed."""
+        """Remove the folder, when it is new and no run has begun in it; whether it was so."""
         if not self.is_new or (self.path / "starts.jsonl").exists():
             return False
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)  # what failed is told, not this
         return True
 
     def store(self, keep: int) -> Store:
