@@ -68,12 +68,16 @@ if [[ ${1-} == test ]]; then
     cd -- "$root" && exec "$python" -m pytest "${@:2}"
 fi
 
+# What only starts ends without a word about where in Python a Ctrl-C hit it.
+unstarted() { echo 'stopped before the first step' >&2; exit 75; }
+trap unstarted INT
+
 # Bad arguments are found here, before any process pays for importing torch.
 ours=(env "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m)
 for argument; do
     [[ $argument != -h && $argument != --help ]] || exec "${ours[@]}" configs "$@"
 done
-"${ours[@]}" configs "$@"
+(trap '' INT && exec "${ours[@]}" configs "$@")
 for argument; do # one process, which plays one rank of a job: there is nothing to launch
     [[ $argument != --rehearse && $argument != --rehearse=* ]] || exec "$python" "$root/train.py" "$@"
 done
@@ -88,7 +92,7 @@ fi
 if [[ -z ${NPROC:-} ]]; then
     NPROC=2
     if compgen -G '/dev/nvidia[0-9]*' >/dev/null || [[ -e /dev/kfd || -e /dev/dxg ]]; then
-        gpus=$("$python" -P -c 'import torch; print(torch.cuda.device_count())')
+        gpus=$(trap '' INT && "$python" -P -c 'import torch; print(torch.cuda.device_count())')
         [[ $gpus == 0 ]] || NPROC=$gpus
     fi
 fi
@@ -111,7 +115,7 @@ PY
     MASTER_PORT=${MASTER_PORT:-29500}
 fi
 if [[ $NODE_RANK == 0 ]]; then
-    MASTER_PORT=$("$python" -P - "${MASTER_PORT:-0}" <<'PY'
+    MASTER_PORT=$(trap '' INT && "$python" -P - "${MASTER_PORT:-0}" <<'PY'
 import random, socket, sys
 # Below the range that outgoing connections use, so that it is still free when torchrun listens.
 given = int(sys.argv[1])
@@ -148,23 +152,30 @@ trap 'rm -f -- "$LOCKSTEP_EXIT"' EXIT
 set -m # a process group of its own: a Ctrl-C reaches torchrun once, through the trap below
 # Who warns every process of a job by SIGUSR1 (Slurm can) must not end one that is only starting.
 (
-    trap '' USR1
+    trap '' INT USR1
     exec "${ours[@]}" ddp.launcher --nnodes="$NNODES" --nproc-per-node="$NPROC" "${meeting[@]}" \
         "$root/train.py" "$@"
 ) </dev/null &
 torchrun=$! waiting=yes
 signals=(HUP INT QUIT TERM USR1) # the first starts the save; torchrun would leave at a second
 stopped=''
-trap 'trap "" "${signals[@]}"; stopped=yes waiting=yes; kill -TERM "$torchrun" || :' "${signals[@]}"
+# shellcheck disable=SC2317,SC2329 # the traps call it
+stop() { # by the signals $@, of which a torchrun that listens takes the first
+    trap '' "${signals[@]}"
+    stopped=yes waiting=yes
+    for signal; do kill -"$signal" "$torchrun" || :; done
+}
+trap 'stop TERM' "${signals[@]}"
+trap 'stop INT TERM' INT # one that is only starting hears of TERM alone
 while [[ $waiting ]]; do
     waiting='' code=0
-    wait "$torchrun" || code=$?
+    wait "$torchrun" 2>/dev/null || code=$? # bash would tell that it was terminated
 done
-[[ $code == 0 || -s $LOCKSTEP_EXIT || ! $stopped ]] ||
-    printf '75\nstopped before the first step' >"$LOCKSTEP_EXIT"
+[[ $code == 0 || ! $stopped || -s $LOCKSTEP_EXIT ]] || unstarted
 # torchrun knows 0 and 1 only; rank 0 left what it ended with, and why.
 { read -r said; IFS= read -r reason; } <"$LOCKSTEP_EXIT" || true
 [[ ! ${said:-0} =~ ^[1-9][0-9]{0,2}$ ]] || code=$said
-# Bad input was told by rank 0 already, as the last thing anybody said.
-[[ $code == 0 || $code == 2 || -z ${reason:-} ]] || printf '%s\n' "$reason" >&2
+# Bad input, and a stop on its own host, were told by rank 0, as the last thing anybody said.
+[[ $code == 0 || $code == 2 || $code$NODE_RANK == 750 || -z ${reason:-} ]] ||
+    printf '%s\n' "$reason" >&2
 exit "$code"

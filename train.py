@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from checkpoint.state import capture
@@ -22,6 +21,7 @@ from data.feed import Feed
 from data.order import share
 from ddp import watch
 from ddp.agree import require_same
+from ddp.collectives import await_all
 from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
 from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only, stands_for_rank0
@@ -55,7 +55,6 @@ from utils.names import pick
 log = logging.getLogger("train")
 
 
-@record
 def run(argv: Sequence[str]) -> None:
     """The life of one process."""
     open_console(speaks=is_rank0())
@@ -67,6 +66,7 @@ def run(argv: Sequence[str]) -> None:
     make_deterministic(plan.config)
     if plan.verb == "train":
         open_log_file(plan.path / "logs", place.rank)
+        await_all()  # the folder of a run whose input turns out bad is removed with all logs
         shown = plan.path if plan.folder and plan.config.log.report else None
         with reported(shown), exit_recorded(plan.folder):
             train(plan, place)
@@ -150,6 +150,8 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     warn_of_differences(plan.saved.get("environment"), here, config.train)
     start = {"step": cursor.step, "checkpoint": str(plan.file or ""), "environment": here}
     start |= {"layout": settings.described(), "processes": processes(place.rank, device)}
+    best = config.train.best_metric
+    start |= {"best_metric": {"name": best, "higher_is_better": task.metrics[best]}}
     rank0_only(recorder.begin)(start, first_batch, feed.as_seen(first_batch))
     del first_batch  # the steps need its memory
     content = partial(
@@ -185,7 +187,6 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
                 row = journal.row(cursor, rate_at(cursor.step - 1), saver.stall_s(), found)
                 record_row(row, found and found.sums)
             if found:
-                best = config.train.best_metric
                 is_best = cursor.improve(found.metrics[best], task.metrics[best])
             if found or saver.is_due(cursor.step, votes.wishes):
                 watch.mark("save")
@@ -200,7 +201,7 @@ def train(plan: Plan, place: Place, rehearsal: Rehearsal | None = None) -> None:
     votes.close()
     watch.mark("save")
     on_rank0(saver.close)
-    log.info(farewell(plan.path, config.train.best_metric, cursor.best))
+    log.info(farewell(plan.path, best, cursor.best))
     watch.mark("end")
 
 

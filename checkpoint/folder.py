@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -98,10 +99,12 @@ class Metrics:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A claimed run folder; `finished` when an earlier run in it ended with exit code 0."""
+    """A claimed run folder; `finished` when an earlier run in it ended with exit code 0, `is_new`
+    when there was none before."""
 
     path: Path
     finished: bool
+    is_new: bool
     lock: Lock
     writer: Writer | None
 
@@ -143,6 +146,13 @@ class RunFolder:
         line = " ".join(reason.split())
         write_atomic(self.path / "exit", f"{code} {line}\n".encode())
 
+    def withdraw(self) -> bool:
+        """Remove the folder, when it is new and no run has begun in it; whether it was so."""
+        if not self.is_new or (self.path / "starts.jsonl").exists():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)  # what failed is told, not this
+        return True
+
     def store(self, keep: int) -> Store:
         """The checkpoints of this folder, of which the newest `keep` stay."""
         return Store(self.path, keep, self.writer)
@@ -176,6 +186,7 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
         if path.name != name:
             LOG.info("%s is finished: this run is %s", parent / name, path)
     try:
+        is_new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         lock = Lock(path)
     except OSError as error:
@@ -185,7 +196,7 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
         go_on = "--resume auto" + (f" run.name={path.name}" if path.name != name else "")
         raise BadInput(f"{path} holds an unfinished run: go on with `{go_on}`, or give this run "
                        "another run.name")  # fmt: skip
-    return RunFolder(path, _exit_code(path) == 0, lock, fork_writer(lock.descriptor))
+    return RunFolder(path, _exit_code(path) == 0, is_new, lock, fork_writer(lock.descriptor))
 
 
 def _started(path: Path) -> bool:

@@ -18,18 +18,20 @@ from checkpoint import digest
 from checkpoint.open import Contents, look, read, read_unverified
 from checkpoint.scan import Stored, plain
 from checkpoint.state import decoded
+from utils.command import Parser, refusing
 from utils.errors import BadInput
 
 _LONGEST = 400  # characters of a value that is not shown whole
 
 
+@refusing
 def main(argv: Sequence[str]) -> int:
     """Print the description; 0, for a difference 1, for a file that is refused 2."""
-    parser = argparse.ArgumentParser(prog="python -m checkpoint.inspect", description=__doc__)
+    parser = Parser(prog="python -m checkpoint.inspect", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", type=Path, help="a .pt, .pth or .safetensors file")
     parser.add_argument("--diff", type=Path, metavar="OTHER", help="compare with this file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     try:
         if arguments.diff is None:
             lines, code = described(arguments.file)
@@ -38,8 +40,7 @@ def main(argv: Sequence[str]) -> int:
             code = int(bool(lines))
             lines = lines or ["equal, every bit of every tensor and every value"]
     except BadInput as error:
-        print(printable(str(error)), file=sys.stderr)
-        return error.exit_code
+        raise BadInput(printable(str(error))) from error
     for line in lines:
         print(printable(line))
     return code

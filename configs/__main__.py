@@ -10,24 +10,22 @@ from pathlib import Path
 
 from configs.command import parse
 from configs.load import check_overrides, load
+from utils.command import refusing
 from utils.errors import BadInput
 
 
+@refusing
 def main(argv: Sequence[str]) -> int:
     """0 when train.py could start with `argv`, 2 after one message otherwise."""
-    try:
-        command = parse(argv)
-        if command.config is not None:
-            load(command.config, command.overrides)
-        else:
-            file = Path(command.resume) if command.resume else command.evaluate
-            assert file is not None
-            if not file.is_file():
-                raise BadInput(f"there is no checkpoint file {file}")
-            check_overrides(command.overrides)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    command = parse(argv)
+    if command.config is not None:
+        load(command.config, command.overrides)
+        return 0
+    file = Path(command.resume) if command.resume else command.evaluate
+    assert file is not None
+    if not file.is_file():
+        raise BadInput(f"there is no checkpoint file {file}")
+    check_overrides(command.overrides)
     return 0
 
 

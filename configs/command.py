@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from utils.errors import BadInput
+from utils.command import Parser
 
 _EXAMPLES = """\
 examples:
@@ -33,13 +33,8 @@ class Command(NamedTuple):
     rank: int = 0  # that one
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}\n{self.format_usage().rstrip()}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="train.py",
         usage="train.py [--config FILE] [--resume FILE|auto] [--evaluate FILE]\n"
         "                [--rehearse N [--rank R]] [KEY=VALUE ...]",
@@ -76,7 +71,7 @@ def _parser() -> _Parser:
 def parse(argv: Sequence[str]) -> Command:
     """The command that `argv` (without the program's name) gives; BadInput when it is none."""
     parser = _parser()
-    given = parser.parse_intermixed_args(argv)
+    given = parser.read(argv)
     for name in ("config", "resume", "evaluate"):
         if getattr(given, name) == "":
             parser.error(f"--{name} needs a file")
@@ -94,7 +89,7 @@ def parse(argv: Sequence[str]) -> Command:
     return Command(config, given.resume, evaluate, overrides, given.rehearse, given.rank or 0)
 
 
-def _require_rehearsal(parser: _Parser, given: argparse.Namespace) -> None:
+def _require_rehearsal(parser: Parser, given: argparse.Namespace) -> None:
     """BadInput when --rehearse or --rank make no sense."""
     size, rank = given.rehearse, given.rank
     if size is None:

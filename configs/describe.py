@@ -2,7 +2,6 @@
 a configuration, and docs/options.md, from the one source of both, configs/schema.py.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from configs import explain, load
 from configs.schema import Config
+from utils.command import Parser, refusing
 
 _ROOT = Path(__file__).resolve().parent.parent
 SCHEMA, OPTIONS = _ROOT / "configs" / "schema.json", _ROOT / "docs" / "options.md"
@@ -80,14 +80,16 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else explain.shown(value)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Write both files."""
-    argparse.ArgumentParser(prog="python -m configs.describe", description=__doc__).parse_args(argv)
+@refusing
+def main(argv: Sequence[str]) -> int:
+    """Write both files; 0."""
+    Parser(prog="python -m configs.describe", description=__doc__).read(argv)
     SCHEMA.write_text(schema(), encoding="utf-8")
     OPTIONS.parent.mkdir(exist_ok=True)
     OPTIONS.write_text(options(), encoding="utf-8")
     print(f"{SCHEMA}\n{OPTIONS}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

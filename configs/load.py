@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from configs import explain, strict_yaml
 from configs.schema import Config
 from utils.errors import BadInput
-from utils.names import near
+from utils.names import hint
 
 
 class Mistake(NamedTuple):
@@ -70,8 +70,7 @@ def _text(path: Path) -> str:
             content = file.read(strict_yaml.MAX_BYTES + 1)
     except FileNotFoundError:
         names = [file.name for file in path.parent.glob("*.yaml")]
-        hint = near(path.name, names)
-        raise BadInput(f"there is no configuration file {path}; {hint}".rstrip("; ")) from None
+        raise BadInput(f"there is no configuration file {path}{hint(path.name, names)}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise BadInput(f"cannot read configuration file {path}: {error}") from None
     if len(content) > strict_yaml.MAX_BYTES:

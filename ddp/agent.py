@@ -4,11 +4,15 @@ Built on private names of torch's: where one is missing, importing this is an At
 ImportError, and `ddp/launcher.py` goes on without it.
 """
 
+import logging
+import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -49,6 +53,12 @@ class Agent(LocalElasticAgent):
             self._shutdown(timeout=self._shutdown_timeout)
         else:
             super()._stop_workers(worker_group)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *args: Any, **kw: Any) -> None:
+        pids = self._pcontext.pids().values() if self._pcontext else ()
+        if death_sig == signal.SIGINT and not all(map(_listens, pids)):
+            death_sig = signal.SIGTERM  # what only starts would show where a Ctrl-C hit it
+        super()._shutdown(death_sig, *args, **kw)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
@@ -92,6 +102,15 @@ class Agent(LocalElasticAgent):
         return result
 
 
+def _listens(pid: int) -> bool:
+    """Whether a rank takes signals for a wish to stop, as from its first step on (`ddp/stop.py`):
+    it handles SIGUSR1 then, which Python alone does not."""
+    with suppress(OSError):
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        return bool(caught and int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+    return False
+
+
 def _close(
     close: Callable[..., None], death_sig: signal.Signals | None = None, timeout: int | None = None
 ) -> None:
@@ -112,7 +131,8 @@ def _once(number: int, frame: FrameType | None) -> None:
     """Some send a signal to every process of a job: torchrun hears it once more from launch.sh,
     and a second one would make it leave before its ranks have saved."""
     for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, lambda *_: None)  # Python would tell of one that is ignored only now
+    logging.disable(logging.WARNING)  # torch tells each process that it passes the signal on to
     _heard(number, frame)
 
 

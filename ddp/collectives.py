@@ -56,6 +56,11 @@ def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType, what: str) -> T
     return values
 
 
+def await_all() -> None:
+    """Return when every rank has come here."""
+    sum_over_ranks(torch.ones(1, dtype=torch.int64))
+
+
 def gather_rows(row: Tensor) -> Tensor:
     """The `row` (K,) of every rank, in the order of ranks: (W, K) on the CPU."""
     if not _joined("a gather"):

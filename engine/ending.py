@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
 from checkpoint.folder import RunFolder
 from ddp import watch
 from ddp.process import is_peer_loss, promised_world_size
@@ -25,7 +27,10 @@ log = logging.getLogger(__name__)
 # Raised on all ranks together: rank 0 tells.
 TOGETHER = (Stopped, SaveStopped, NonFinite, Disagreement, Rank0Failed)
 
-_claimed: list[RunFolder] = []  # the folder of this process's run, while it trains
+# Of these the message says all; `_tell` shows where any other exception came from.
+TOLD_BY_MESSAGE = (*TOGETHER, BadInput, NoProgress)
+
+_claimed: list[RunFolder] = []  # the folder of this process's run, from when its end belongs there
 
 
 def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -37,12 +42,16 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost before the first step
+    get_error_handler().initialize()
     watch.begin(record_end, _finish_save)
     try:
         run(argv)
     except SystemExit as request:  # --help, or a stranger's call
         return _out(_ended_early(request))
     except Exception as error:
+        if isinstance(error, TOLD_BY_MESSAGE):  # by torchrun as well, without where in our code
+            error.__traceback__ = error.__cause__ = None
+        get_error_handler().record_exception(error)
         return _out(_failed(error))
     return _out(record_end(0, "finished"))
 
@@ -90,16 +99,26 @@ def _out(code: int) -> int:
     return code
 
 
+def held(folder: RunFolder) -> RunFolder:
+    """`folder`: from now on the end of this process removes or closes it, if it is a new one.
+
+    An older one keeps what it says until the run has begun.
+    """
+    if folder.is_new:
+        _claimed.append(folder)
+    return folder
+
+
 @contextmanager
 def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
     """Leave exit code and reason in the run folder, when rank 0 holds it, however the run ends."""
     if folder is not None:
-        _claimed.append(folder)
+        _claimed[:] = [folder]
     try:
         yield
     except Exception as error:
         if folder is not None and not is_peer_loss(error):
-            folder.finish(_code(error), _reason(error))
+            _close(folder, _code(error), _reason(error))
             if isinstance(error, TOGETHER):  # nobody waits for this process
                 folder.release()  # after the save under way
                 _claimed.clear()
@@ -109,6 +128,14 @@ def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
         _claimed.clear()
 
 
+def _close(folder: RunFolder, code: int, reason: str) -> None:
+    """Leave code and reason in `folder`; or nothing of a run that bad input kept from beginning."""
+    if code == BadInput.exit_code and folder.withdraw():
+        _claimed.clear()
+    else:
+        folder.finish(code, reason)
+
+
 def record_end(code: int, reason: str, is_final: bool = False) -> int:
     """Leave code and reason where launch.sh and a person look; the code to end with.
 
@@ -116,9 +143,9 @@ def record_end(code: int, reason: str, is_final: bool = False) -> int:
     beside, a process ends with 0 when starting it again would end in the same way.
     """
     if code != 0:
-        for folder in _claimed:
+        for folder in list(_claimed):
             with suppress(OSError):
-                folder.finish(code, reason)
+                _close(folder, code, reason)
     file = os.environ.get("LOCKSTEP_EXIT")
     if not file:
         return code
@@ -147,10 +174,12 @@ def _reason(error: Exception) -> str:
 def _tell(error: Exception) -> None:
     if isinstance(error, Rank0Failed):
         log.info("rank 0 failed: %s", error)
+    elif isinstance(error, Stopped):
+        log.info("%s", error)
     elif isinstance(error, TOGETHER):
         tells = stands_for_rank0() or _code(error) == BadInput.exit_code
         log.log(logging.ERROR if tells else logging.INFO, "%s", error)
-    elif isinstance(error, BadInput | NoProgress | OSError):
+    elif isinstance(error, (*TOLD_BY_MESSAGE, OSError)):
         log.error("%s", error)
     else:
-        log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+        log.critical("%s", "".join(traceback.format_exception(error)).rstrip())

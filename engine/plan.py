@@ -17,6 +17,7 @@ from ddp import watch
 from ddp.collectives import broadcast_bytes
 from ddp.process import promised_world_size, rehearse
 from ddp.wrap import require_devices
+from engine.ending import held
 from engine.exact import require_exact
 from engine.optim import require_names
 from engine.recorder import require_board
@@ -74,9 +75,9 @@ def settle(
     config = load_config(command.config, command.overrides)
     _require(config, require)
     if earlier is not None:
-        folder = claim(earlier.parent, earlier.name, "auto")
+        folder = held(claim(earlier.parent, earlier.name, "auto"))
     else:
-        folder = claim(config.run.dir, config.run.name, "auto" if command.resume else "none")
+        folder = held(claim(config.run.dir, config.run.name, "auto" if command.resume else "none"))
     named = config.run.model_copy(update={"name": folder.path.name})
     config = config.model_copy(update={"run": named})
     found = newest_good(folder.path) if command.resume or earlier else None
@@ -99,7 +100,7 @@ def _resume_file(
         raise BadInput(f"{error}{_alternative(file)}") from error
     config = from_plain(saved["config"], overrides, str(file))
     _require(config, require)
-    folder = claim(config.run.dir, config.run.name, "file")
+    folder = held(claim(config.run.dir, config.run.name, "file"))
     found = newest_good(folder.path) if restarted else None
     return _begun(config, folder, *((found.path, found.content) if found else (file, saved)))
 
@@ -157,7 +158,8 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
             cursor["epoch"],
             config.train.epochs,
         )
-        folder.finish(0, "finished")
+        if not folder.withdraw():
+            folder.finish(0, "finished")
         folder.release()
         return Plan("nothing", config, folder.path, {}, {})
     for name in folder.rewind(cursor.get("step", 0)):

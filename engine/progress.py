@@ -17,19 +17,31 @@ class _AboveTheBar(logging.Handler):
     """Prints records without tearing a progress bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         try:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
         except BrokenPipeError:  # nobody reads any more (`| head`): the log files go on
             with Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Spoken(logging.Formatter):
+    """Marks errors and warnings as every command and launch.sh do: a traceback is marked enough."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__()
+        self._who = who
+
+    def format(self, record: logging.LogRecord) -> str:
+        kind = {logging.ERROR: "error: ", logging.WARNING: "warning: "}.get(record.levelno, "")
+        return f"{self._who}{kind}{super().format(record)}"
 
 
 def open_console(*, speaks: bool) -> None:
-    """Show records on standard output: all of the rank that speaks, errors of the others."""
+    """Show records: all of the rank that speaks, errors (on standard error) of the others."""
     console = _AboveTheBar()
-    who = "" if speaks else f"[rank {os.environ.get('RANK', '?')}] "
-    console.setFormatter(logging.Formatter(f"{who}%(message)s"))
+    console.setFormatter(_Spoken("" if speaks else f"[rank {os.environ.get('RANK', '?')}] "))
     console.setLevel(logging.INFO if speaks else logging.ERROR)
     root = logging.getLogger()
     root.handlers = [console]

@@ -20,6 +20,7 @@ from checkpoint.open import read
 from checkpoint.state import decoded
 from models.build import build_model, find_builder
 from models.graphs import write_exported, write_onnx
+from utils.command import Parser, refusing
 from utils.errors import BadInput
 
 Format = Callable[[Path, dict[str, Tensor], Mapping[str, Any]], None]
@@ -98,9 +99,10 @@ FORMATS: dict[str, Format] = {
 }
 
 
+@refusing
 def main(argv: Sequence[str]) -> int:
     """Write the file that the command line asks for; the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m models.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -119,18 +121,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="of the weights (float16; of a graph float32, only)"
     )
-    given = parser.parse_args(argv)
+    given = parser.read(argv)
     is_graph = given.format in GRAPHS
     dtype = given.dtype or ("float32" if is_graph else "float16")
-    try:
-        if is_graph and dtype != "float32":
-            raise BadInput(f"--format {given.format} is float32 only; leave --dtype out")
-        content = read(given.file)
-        state = weights(content, given.which, dtype, given.file)
-        FORMATS[given.format](given.out, state, content)
-    except (BadInput, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if is_graph and dtype != "float32":
+        raise BadInput(f"--format {given.format} is float32 only; leave --dtype out")
+    content = read(given.file)
+    state = weights(content, given.which, dtype, given.file)
+    FORMATS[given.format](given.out, state, content)
     count = sum(tensor.numel() for tensor in state.values())
     size = given.out.stat().st_size
     print(f"{given.out}: {len(state)} tensors, {count:,} numbers, {size:,} bytes")

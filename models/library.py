@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from utils.errors import BadInput
-from utils.names import near, pick
+from utils.names import hint, pick
 
 Builder = Callable[[int, int], nn.Module]  # (num_classes, in_channels) -> network
 
@@ -61,7 +61,7 @@ def _torchvision(network: str) -> Builder:
 
     names = models.list_models(module=models)
     if network not in names:
-        raise BadInput(f"torchvision has no model '{network}' {near(network, names)}".rstrip())
+        raise BadInput(f"torchvision has no model '{network}'{hint(network, names)}")
     # These two return more than logits in training unless told not to.
     more = {"aux_logits": False, "init_weights": True}
     extra = more if network in ("googlenet", "inception_v3") else {}
@@ -98,8 +98,8 @@ def _timm(network: str) -> Builder:
     """The builder of one of timm's networks."""
     timm = _import_timm()
     if not timm.is_model(network):
-        hint = near(network.partition(".")[0], timm.list_models())
-        raise BadInput(f"timm has no model '{network}' {hint}".rstrip())
+        base, _, _ = network.partition(".")
+        raise BadInput(f"timm has no model '{network}'{hint(base, timm.list_models())}")
 
     def build(num_classes: int, in_channels: int) -> nn.Module:
         model: nn.Module = timm.create_model(

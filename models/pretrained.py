@@ -16,7 +16,7 @@ from configs.schema import Model
 from models.library import published, same_classes
 from utils.durable import write_atomic
 from utils.errors import BadInput
-from utils.names import near
+from utils.names import hint
 
 log = logging.getLogger(__name__)
 
@@ -217,8 +217,7 @@ def _require_backbone(
         return
     missing = [name for name in backbone if name not in loaded][:4]
     nearest = "\n".join(
-        f"  {name}: {_why_not(name, target[name], source)} {near(name, source)}".rstrip()
-        for name in missing
+        f"  {name}: {_why_not(name, target[name], source)}{hint(name, source)}" for name in missing
     )
     raise BadInput(
         f"{file} does not fit the network: {matched:,} of the backbone's {total:,} parameters "

@@ -6,35 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from report.make import write_comparison, write_report
-from utils.errors import BadInput
+from utils.command import Parser, refusing
 
 
+@refusing
 def main(argv: Sequence[str]) -> int:
-    """0, or 2 after one message when a folder is no run folder."""
-    parser = argparse.ArgumentParser(
+    """Print where the page is; 0, or 2 after one message when a folder is no run folder."""
+    parser = Parser(
         prog="python -m report",
         description="Write RUN/report.html, or, of several runs, one page with all of them.",
         epilog="examples:\n"
         "  python -m report runs/quickstart\n"
-        "  python -m report runs/quickstart runs/quickstart-2 --out both.html",
+        "  python -m report runs/quickstart runs/quickstart-2      runs/comparison.html\n"
+        "  python -m report runs/quickstart runs/quickstart-2 --output both.html",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder")
     parser.add_argument(
-        "--out",
+        "--output",
         metavar="FILE",
         type=Path,
-        help="where to write (RUN/report.html; comparison.html of several)",
+        help="where to write (RUN/report.html; of several, comparison.html beside the first RUN)",
     )
-    given = parser.parse_args(argv)
-    try:
-        if len(given.runs) == 1:
-            print(write_report(given.runs[0], given.out))
-        else:
-            print(write_comparison(given.runs, given.out or Path("comparison.html")))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    given = parser.read(argv)
+    if len(given.runs) == 1:
+        print(write_report(given.runs[0], given.output))
+    else:
+        print(write_comparison(given.runs, given.output))
     return 0
 
 

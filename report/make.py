@@ -15,7 +15,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     return out
 
 
-def write_comparison(runs: Sequence[Path], out: Path) -> Path:
-    """Write one page with all of the run folders to `out`; returns where."""
+def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page with all of the run folders to `out`, or to comparison.html beside the first
+    of them; returns where."""
+    out = out or runs[0].resolve().parent / "comparison.html"
     write_atomic(out, comparison_page([read_run(run) for run in runs]).encode())
     return out

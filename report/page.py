@@ -12,7 +12,18 @@ from markupsafe import Markup
 
 from report import charts, pictures
 from report.charts import Line
-from report.read import Arrays, Run, elapsed_s, rate_names, resumed_steps, series
+from report.read import (
+    Arrays,
+    Row,
+    Run,
+    best_evaluated,
+    best_metric,
+    elapsed_s,
+    last_evaluated,
+    rate_names,
+    resumed_steps,
+    series,
+)
 
 _UNIT = 2**32  # of losses and confidences kept as integers
 _SHOWN = 24  # samples; worst mistakes are all shown
@@ -27,6 +38,7 @@ def run_page(run: Run) -> str:
         run=run,
         title=run.name,
         state=_state(run),
+        headline=_headline(run),
         figures=_figures(run),
         by_step=[Markup(svg) for svg in _all_curves([run], over_time=False)],
         by_time=[Markup(svg) for svg in _all_curves([run], over_time=True)],
@@ -38,7 +50,7 @@ def run_page(run: Run) -> str:
 
 
 def comparison_page(runs: Sequence[Run]) -> str:
-    """Several runs side by side as HTML: curves together, last metrics, differing options."""
+    """Several runs side by side as HTML: best and last metrics, curves, differing options."""
     names = list(dict.fromkeys(name for run in runs for name in rate_names(run)))
     keys = sorted({key for run in runs for key in run.config})
     values = {key: [run.config.get(key, "") for run in runs] for key in keys}
@@ -47,7 +59,8 @@ def comparison_page(runs: Sequence[Run]) -> str:
         runs=runs,
         title=" · ".join(run.name for run in runs),
         names=["loss", *names],
-        last=[_last_evaluation(run) for run in runs],
+        best=[_best_told(run) for run in runs],
+        last=[row["eval"] if (row := last_evaluated(run)) else {} for run in runs],
         rates=[_median(run, "images_per_s") for run in runs],
         states=[_state(run) for run in runs],
         by_step=[Markup(svg) for svg in _all_curves(runs, over_time=False)],
@@ -143,15 +156,47 @@ def _state(run: Run) -> tuple[str, str]:
     return ("done", "finished") if code == 0 else ("stopped", f"exit code {code}: {reason}")
 
 
+def _headline(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of the best evaluation and of the last: (which it is, its figures as `_figures`)."""
+    best, last, metric = best_evaluated(run), last_evaluated(run), best_metric(run)
+    kinds: list[tuple[str, Row]] = []
+    if best and metric:
+        name = metric[0].replace("_", " ")
+        kinds.append((f"Best {name}{', and last evaluation' if best is last else ''}", best))
+    if last and best is not last:
+        kinds.append(("Last evaluation", last))
+    return [
+        (
+            f"{kind}: {_where(row)}",
+            [(name.replace("_", " "), _metric(value, name)) for name, value in row["eval"].items()],
+        )
+        for kind, row in kinds
+    ]
+
+
+def _best_told(run: Run) -> str:
+    """`accuracy 99.44 %, epoch 5, step 70`, of the best evaluation."""
+    best, metric = best_evaluated(run), best_metric(run)
+    if best is None or metric is None:
+        return "\N{EN DASH}"
+    name = metric[0]
+    return f"{name.replace('_', ' ')} {_metric(best['eval'][name], name)}, {_where(best)}"
+
+
+def _where(row: Row) -> str:
+    return f"epoch {row['epoch']}, step {row['step']:,}"
+
+
 def _figures(run: Run) -> list[tuple[str, str]]:
-    """(name, value with unit) of what is asked first."""
-    last = _last_evaluation(run)
-    found = [(name.replace("_", " "), _metric(value, name)) for name, value in last.items()]
+    """(name, value with unit) of what is asked first of a run."""
     if not run.rows:
-        return found
-    found.append(("epochs", f"{run.rows[-1]['epoch']} of {run.config.get('train.epochs', '?')}"))
-    found.append(("steps", f"{run.rows[-1]['step']:,}"))
-    found.append(("time", _duration(elapsed_s(run)[-1])))
+        return []
+    last, epochs = run.rows[-1], run.config.get("train.epochs", "?")
+    found = [
+        ("epochs done", f"{last['epoch']} of {epochs}"),
+        ("steps", f"{last['step']:,}"),
+        ("time", _duration(elapsed_s(run)[-1])),
+    ]
     for name, label, shown in (
         ("images_per_s", "images/s, all processes", "{:,.0f}"),
         ("data_wait", "of the step waiting for data", "{:.2%}"),
@@ -167,11 +212,6 @@ def _figures(run: Run) -> list[tuple[str, str]]:
 def _median(run: Run, name: str) -> float | None:
     _, values = series(run, "clock", name)
     return float(np.median(values)) if values else None
-
-
-def _last_evaluation(run: Run) -> dict[str, float | None]:
-    found = (row["eval"] for row in reversed(run.rows) if "eval" in row)
-    return next(found, {})
 
 
 def _evaluation(sums: Arrays, classes: list[str]) -> dict[str, Any]:

@@ -97,8 +97,32 @@ def series(run: Run, part: str, name: str) -> tuple[list[int], list[float]]:
 
 def rate_names(run: Run) -> list[str]:
     """The names of the evaluation's metrics, in their order, without the loss."""
-    found = (row["eval"] for row in reversed(run.rows) if "eval" in row)
-    return [name for name in next(found, {}) if name != "loss"]
+    row = last_evaluated(run)
+    return [name for name in row["eval"] if name != "loss"] if row else []
+
+
+def last_evaluated(run: Run) -> Row | None:
+    """The row of the last evaluation."""
+    return next((row for row in reversed(run.rows) if "eval" in row), None)
+
+
+def best_metric(run: Run) -> tuple[str, bool] | None:
+    """The metric by which the run tells its evaluations apart, and whether higher is better."""
+    told = run.starts[-1].get("best_metric") if run.starts else None
+    return None if told is None else (told["name"], told["higher_is_better"])
+
+
+def best_evaluated(run: Run) -> Row | None:
+    """The row of the evaluation that best.pt is from; of equal ones the first."""
+    metric = best_metric(run)
+    if metric is None:
+        return None
+    name, higher_is_better = metric
+    numbers, values = series(run, "eval", name)
+    if not values:
+        return None
+    best = (max if higher_is_better else min)(values)
+    return run.rows[numbers[values.index(best)]]
 
 
 def resumed_steps(run: Run) -> list[int]:

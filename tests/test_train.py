@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,14 +125,53 @@ def test_bad_input_gets_one_message_and_exit_code_2(name: str, tmp_path: Path, s
     assert message in output
     assert "Traceback" not in output
     assert output.count(message) == 1, output
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.iterdir()), "a folder is left of a run that never began"
 
 
-def test_bad_input_found_late_does_not_make_the_run_look_begun(tmp_path: Path, said: Said) -> None:
+LATE = "train.best_metric=acuracy"  # found with the data, when all ranks have met
+
+
+def test_bad_input_found_late_leaves_a_folder_that_was_there_before(
+    tmp_path: Path, said: Said
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes.txt").touch()
     options = [*QUICK, f"run.dir={tmp_path}", "run.name=x"]
-    assert said(2, *options, "train.best_metric=acuracy")[0][0] == 2
-    codes, _ = said(2, *options, "train.epochs=1")
+    assert said(2, *options, LATE)[0][0] == 2
+    assert (tmp_path / "x" / "notes.txt").exists()
+    assert (tmp_path / "x" / "exit").read_text().startswith("2 unknown metric")
+    codes, _ = said(2, *options, "train.epochs=1")  # it does not look begun
     assert codes == [0, 0]
+
+
+def test_bad_input_found_late_by_another_rank_leaves_no_folder(tmp_path: Path, said: Said) -> None:
+    file = tmp_path / "lacking.py"
+    file.write_text(
+        "import os\n"
+        "from data.digits import digits\n"
+        "from utils.errors import BadInput\n"
+        "def data(section, split):\n"
+        "    if os.environ['RANK'] == '2':\n"
+        "        raise BadInput('this host lacks the samples')\n"
+        "    return digits(section, split)\n"
+    )
+    codes, output = said(3, *QUICK, f"run.dir={tmp_path / 'runs'}", f"data.name={file}:data")
+    assert codes[2] == 2
+    assert "[rank 2] error: this host lacks the samples" in output
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_bad_input_leaves_a_run_that_is_gone_on_with_as_it_was(
+    finished: Path, tmp_path: Path, said: Said
+) -> None:
+    run_folder = shutil.copytree(finished, tmp_path / "x")
+    weights = {path.name: path.read_bytes() for path in run_folder.glob("*.pt")}
+    again = ["--resume", str(run_folder / "last.pt"), f"run.dir={tmp_path}", "train.epochs=2"]
+    assert said(2, *again, "train.global_batch=48")[0][0] == 2
+    assert (run_folder / "exit").read_text() == "0 finished\n"
+    assert said(2, *again, LATE)[0][0] == 2
+    assert {path.name: path.read_bytes() for path in run_folder.glob("*.pt")} == weights
+    assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 14
 
 
 def test_a_checkpoint_of_another_model_names_keys_and_shapes(finished: Path, said: Said) -> None:

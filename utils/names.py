@@ -17,13 +17,18 @@ def near(name: str, names: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
+def hint(name: str, names: Iterable[str]) -> str:
+    """`near` as the rest of a sentence: `; did you mean 'x'?`, or an empty string."""
+    found = near(name, names)
+    return f"; {found}" if found else ""
+
+
 def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     """The entry `name` of `table`; BadInput names the nearest entry, and all of them, otherwise."""
     if name in table:
         return table[name]
-    hint = near(name, table)
     known = ", ".join(sorted(table))
-    raise BadInput(f"unknown {kind} '{name}'{'; ' + hint if hint else ''} (there are: {known})")
+    raise BadInput(f"unknown {kind} '{name}'{hint(name, table)} (there are: {known})")
 
 
 def is_function_path(name: str) -> bool:
@@ -43,7 +48,7 @@ def load_function(name: str, kind: str) -> Callable[..., Any]:
     spec.loader.exec_module(module)
     functions = {key: value for key, value in vars(module).items() if callable(value)}
     if function_name not in functions:
-        hint = near(function_name, functions)
-        raise BadInput(f"{kind} '{name}': {path} has no function '{function_name}' {hint}".rstrip())
+        lacks = f"{path} has no function '{function_name}'{hint(function_name, functions)}"
+        raise BadInput(f"{kind} '{name}': {lacks}")
     function: Callable[..., Any] = functions[function_name]
     return function

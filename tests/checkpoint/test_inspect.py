@@ -86,4 +86,4 @@ def test_what_is_refused_ends_with_code_2_and_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, text = said(capsys, tmp_path / "none.pt")
-    assert code == 2 and text == f"{tmp_path}/none.pt: there is no such file\n"
+    assert code == 2 and text == f"error: {tmp_path}/none.pt: there is no such file\n"

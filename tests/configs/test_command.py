@@ -53,8 +53,8 @@ def test_a_checkpoint_brings_its_configuration():
         (["--rehearse", "8", "--evaluate", "x.pt"], "from its beginning: leave out --evaluate"),
         (["--resume"], "expected one argument"),
         (["--resume="], "--resume needs a file"),
-        (["--optim.lr=3"], "unrecognized arguments: --optim.lr=3"),
-        (["--conf", "x.yaml"], "unrecognized arguments"),
+        (["--optim.lr=3"], "unknown argument --optim.lr\nusage: "),
+        (["--conf", "x.yaml"], "unknown argument --conf; did you mean '--config'?"),
     ],
 )
 def test_a_command_line_that_says_nothing_sensible_is_bad_input(argv, told):

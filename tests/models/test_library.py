@@ -159,7 +159,7 @@ def test_a_run_starts_from_the_name_and_its_checkpoint_says_what_the_weights_exp
 def test_unknown_names_are_bad_input_with_the_ones_there_are() -> None:
     with pytest.raises(BadInput, match=r"IMAGENET1K_V3.*did you mean 'IMAGENET1K_V"):
         published("torchvision:resnet50", Path("IMAGENET1K_V3"))
-    with pytest.raises(BadInput, match="no model 'resnet55' did you mean 'resnet50'"):
+    with pytest.raises(BadInput, match="no model 'resnet55'; did you mean 'resnet50'"):
         find_builder("torchvision:resnet55")
     with pytest.raises(BadInput, match="model library 'torchvison'"):
         find_builder("torchvison:resnet50")

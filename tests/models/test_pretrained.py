@@ -157,7 +157,7 @@ def test_a_file_of_renamed_weights_is_an_error_that_shows_the_nearest_names(
     torch.save(renamed, tmp_path / "x.pt")
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(BadInput, match=r"did you mean 'layers\.0\.conv1\.weight'"):
+    with pytest.raises(BadInput, match=r"not in the file; did you mean 'layers\.0\.conv1\.weight'"):
         load_pretrained(model, tmp_path / "x.pt", DIGITS)
     assert same(model, before), "a refused file must leave the network as it was"
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoint.open import read
 from report.__main__ import main
 from report.make import write_report
 from report.page import run_page
-from report.read import read_run
+from report.read import best_evaluated, read_run
 from utils.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_no_script(finished: Path
 def test_the_page_shows_every_part(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     for heading in (
-        "Along the way", "Held-out data, step 42", "Worst mistakes", "Training samples",
+        "Along the way", "Held-out data at the last evaluation, step 42", "Worst mistakes",
+        "Training samples",
         "Processes", "Checkpoints", "Starts", "Command", "Environment", "Configuration",
     ):  # fmt: skip
         assert f">{heading}<" in page, heading
@@ -54,6 +56,53 @@ def test_the_page_shows_every_part(finished: Path) -> None:
     assert "taken for" in page
     assert "torch" in page and "save.every_steps" not in page and "every_steps: 14" in page
     assert "step-00000042.pt = best.pt = last.pt" in page or "step-00000042.pt = last.pt" in page
+
+
+def evaluated_as(folder: Path, metric: str, higher_is_better: bool, values: list[float]) -> None:
+    """Let the three evaluations of `folder` have had these values of its best metric."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row, value in zip((row for row in rows if "eval" in row), values, strict=True):
+        row["eval"][metric] = value
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    starts[-1]["best_metric"] = {"name": metric, "higher_is_better": higher_is_better}
+    (folder / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+
+
+def test_the_best_evaluation_is_the_one_of_best_pt(finished: Path) -> None:
+    row = best_evaluated(read_run(finished))
+    assert row is not None
+    assert row["step"] == read(finished / "best.pt")["cursor"]["step"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher_is_better", "values"),
+    [("accuracy", True, [0.2, 0.875, 0.875]), ("loss", False, [2.0, 0.875, 1.0])],
+)
+def test_the_best_evaluation_is_shown_beside_the_last(
+    copied: Path, metric: str, higher_is_better: bool, values: list[float]
+) -> None:
+    evaluated_as(copied, metric, higher_is_better, values)
+    page = page_of(copied)
+    best, last = page.index(f">Best {metric}: epoch 2, step 28<"), page.index(">Last evaluation: ")
+    assert page.index("epoch 3, step 42<") > last > best
+    assert ("87.50" if metric == "accuracy" else "0.8750") in page[best:last]
+    out = copied.parent / "both.html"
+    assert main([str(copied), str(copied), "--output", str(out)]) == 0
+    assert re.search(rf"<td>{metric} (87.50.%|0.8750), epoch 2, step 28</td>", out.read_text())
+
+
+def test_a_best_evaluation_that_is_the_last_is_shown_once(copied: Path) -> None:
+    evaluated_as(copied, "accuracy", True, [0.2, 0.3, 0.875])
+    page = page_of(copied)
+    assert ">Best accuracy, and last evaluation: epoch 3, step 42<" in page
+    assert ">Last evaluation" not in page
+
+
+def test_epochs_count_from_one_as_on_the_console(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "epoch 0" not in page
+    assert "as the network saw them in epoch 1" in page
 
 
 def test_a_large_job_is_shown_by_its_first_hosts(copied: Path) -> None:
@@ -171,7 +220,7 @@ def test_metrics_that_are_not_finite_are_said(copied: Path, tmp_path: Path) -> N
     (copied / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert page_of(copied).count("<b>not finite</b>") == len(rows[-1]["eval"])
     out = tmp_path / "two.html"
-    assert main([str(copied), str(copied), "--out", str(out)]) == 0
+    assert main([str(copied), str(copied), "--output", str(out)]) == 0
     assert "<td>not finite</td>" in out.read_text()
 
 
@@ -190,7 +239,9 @@ def test_runs_are_laid_side_by_side(
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2"))
     out = tmp_path / "both.html"
-    assert main([str(finished), str(other), "--out", str(out)]) == 0
+    assert main([str(other), str(finished)]) == 0, "beside the first of them"
+    assert capsys.readouterr().out.strip() == str(tmp_path / "comparison.html")
+    assert main([str(finished), str(other), "--output", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     page = out.read_text()
     assert "<th>optim.lr</th><td>0.1</td><td>0.2</td>" in page
