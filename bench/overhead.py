@@ -1,10 +1,9 @@
-"""What the harness costs a step: `train.py` itself, in turn with a bare loop beside it.
+"""What the harness costs a step: `train.py` itself, paused now and then for a bare loop's turn.
 
 python -m bench overhead [--world-size 2] [--cycles 60] [--case NAME]     5 minutes on two cores
 
 Both sides take turns of a few steps, as many as lie between two metrics rows or whole multiples, so
-that each turn of ours holds its share of the logging. The bare loop has processes of its own, where
-it runs as it would alone.
+that each turn of ours holds its share of the logging.
 """
 
 import argparse
@@ -15,8 +14,8 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, Protocol
 
-from bench.paired import Block, Done, Times, over_ranks, ratios, record, spread
-from bench.ranks import Apart, free_port, on_ranks, taking_turns
+from bench.paired import Block, Done, Times, Turns, over_ranks, ratios, record, spread
+from bench.ranks import on_ranks
 
 # A network of 20 to 50 ms a step, and one that does nothing: all that is left is the harness.
 CASES: dict[str, dict[str, Any]] = {
@@ -39,7 +38,7 @@ def run(argv: list[str]) -> None:
     given = options.parse_args(argv)
     for name in given.case or CASES:
         with tempfile.TemporaryDirectory() as folder:
-            how = (given.world_size, CASES[name], given.cycles, folder, free_port())
+            how = (given.world_size, CASES[name], given.cycles, folder)
             answers = on_ranks(given.world_size, _one_rank, *how)
         _tell(name, given.world_size, 2 * CASES[name]["steps"], over_ranks(answers))
 
@@ -63,21 +62,20 @@ def _tell(name: str, world_size: int, steps: int, times: dict[str, Times]) -> No
 
 
 def _one_rank(
-    rank: int, world_size: int, case: dict[str, Any], cycles: int, folder: str, port: int
+    rank: int, world_size: int, case: dict[str, Any], cycles: int, folder: str
 ) -> dict[str, Times]:
-    with Apart(rank, world_size, port, _bare, rank, world_size, case) as bare:
-        turns = taking_turns(bare, case["steps"], cycles)
-        harness(
-            turns,
-            "configs/quickstart.yaml",
-            "model.weights=null",
-            "data.augment.pad=0",
-            f"model.name={case['model']}",
-            f"data.name={case['data']}",
-            f"data.image_size={'null' if case['image_size'] is None else case['image_size']}",
-            f"train.global_batch={case['batch'] * world_size}",
-            f"run.dir={folder}",
-        )
+    turns = Turns(lambda: _bare(rank, world_size, case), case["steps"], cycles)
+    harness(
+        turns,
+        "configs/quickstart.yaml",
+        "model.weights=null",
+        "data.augment.pad=0",
+        f"model.name={case['model']}",
+        f"data.name={case['data']}",
+        f"data.image_size={'null' if case['image_size'] is None else case['image_size']}",
+        f"train.global_batch={case['batch'] * world_size}",
+        f"run.dir={folder}",
+    )
     return turns.times
 
 
