@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from torch.nn.parallel import DistributedDataParallel
-
 from checkpoint.state import capture
 from configs.command import parse
 from configs.load import to_plain
@@ -26,7 +24,7 @@ from ddp.optimizer import receive_optimizer_state
 from ddp.process import Place, join, leave, promised_world_size
 from ddp.rank0 import is_rank0, on_every_rank, on_rank0, rank0_only, stands_for_rank0
 from ddp.stop import Votes
-from ddp.wrap import agreement, wrap
+from ddp.wrap import Wrapped, agreement, wrap
 from engine.average import Average
 from engine.cursor import resumed
 from engine.ending import end, exit_recorded
@@ -95,7 +93,7 @@ def materials(config: Config, place: Place) -> tuple[Task, Feed]:
     return task, Feed(config, train_data, held_out, task.collate, where, forward_cap(config))
 
 
-def network(plan: Plan, place: Place, feed: Feed) -> DistributedDataParallel:
+def network(plan: Plan, place: Place, feed: Feed) -> Wrapped:
     """One weight: a file into rank 0's network on the CPU, the broadcast into every rank's."""
     config, builder = plan.config, find_builder(plan.config.model.name)
     shape = (len(feed.classes), feed.channels)

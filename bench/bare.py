@@ -1,7 +1,7 @@
 """The most careful bare loops that a person would write by hand, to measure the harness against."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.paired import Block
 
 
+def plain_ddp(model: nn.Module) -> nn.Module:
+    """The network under DDP as a careful person has it."""
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
 def in_memory(
     model: nn.Module,
+    wrapped: Callable[[nn.Module], nn.Module],
     images: Tensor,
     labels: Tensor,
     rank: int,
@@ -20,14 +26,13 @@ def in_memory(
     batch: int,
     steps: int,
 ) -> Block:
-    """Plain DDP over images (N, C, H, W) uint8 in memory, `batch` a rank: a block of `steps`.
+    """A loop over images (N, C, H, W) uint8 in memory, `batch` a rank: a block of `steps`.
 
-    The memory format, DDP's options and the optimizer are those of our defaults; the learning rate
-    is set each step, one permutation drawn an epoch, the loss read every 10 steps; nothing is
-    checked, kept or shown.
+    The memory format and the optimizer are those of our defaults; the learning rate is set each
+    step, one permutation drawn an epoch, the loss read every 10 steps; nothing is checked, kept or
+    shown.
     """
-    model.to(memory_format=torch.channels_last)
-    ddp_model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    ddp_model = wrapped(model.to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True
     )

@@ -1,13 +1,16 @@
 """What the harness costs a step: `train.py` itself, paused now and then for a bare loop's turn.
 
-python -m bench overhead [--world-size 2] [--cycles 60] [--case NAME]     5 minutes on two cores
+python -m bench overhead [--world-size 2] [--cycles 60] [--case NAME]     10 minutes on two cores
 
-Both sides take turns of a few steps, as many as lie between two metrics rows or whole multiples, so
-that each turn of ours holds its share of the logging.
+The bare loop's network is under torch's DDP, as a careful person has it, and in a second run under
+our wrapping (`ddp/wrap.py`), which shows what all the rest of the harness costs. Both sides take
+turns of a few steps, as many as lie between two metrics rows or whole multiples, so that each turn
+of ours holds its share of the logging.
 """
 
 import argparse
 import io
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Generator
@@ -28,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+BARE = ("torch's DDP", "our wrapping")
+
 
 def run(argv: list[str]) -> None:
     """Measure every case and print what it found."""
@@ -36,18 +41,19 @@ def run(argv: list[str]) -> None:
     options.add_argument("--cycles", type=int, default=60)
     options.add_argument("--case", choices=CASES, action="append")
     given = options.parse_args(argv)
-    for name in given.case or CASES:
+    for name, bare in itertools.product(given.case or CASES, BARE):
         with tempfile.TemporaryDirectory() as folder:
-            how = (given.world_size, CASES[name], given.cycles, folder)
+            how = (given.world_size, CASES[name], bare, given.cycles, folder)
             answers = on_ranks(given.world_size, _one_rank, *how)
-        _tell(name, given.world_size, 2 * CASES[name]["steps"], over_ranks(answers))
+        about = {"case": name, "bare": bare, "world_size": given.world_size}
+        _tell(about, 2 * CASES[name]["steps"], over_ranks(answers))
 
 
-def _tell(name: str, world_size: int, steps: int, times: dict[str, Times]) -> None:
+def _tell(about: dict[str, Any], steps: int, times: dict[str, Times]) -> None:
     """Record and print a case, whose cycles have `steps` steps of each side."""
-    result: dict[str, Any] = {"case": name, "world_size": world_size}
-    print(f"overhead, {name}, W = {world_size}")
-    for place, kind, ranks in ((0, "cpu", world_size), (1, "wall", 1)):
+    result = dict(about)
+    print(f"overhead, {', '.join(f'{key} {value}' for key, value in about.items())}")
+    for place, kind, ranks in ((0, "cpu", about["world_size"]), (1, "wall", 1)):
         ours, bare = ([cycle[place] / steps / ranks * 1e6 for cycle in times[s]] for s in times)
         result |= {
             f"ratio_{kind}": ratios(times, "ours", "bare")[kind],
@@ -62,9 +68,9 @@ def _tell(name: str, world_size: int, steps: int, times: dict[str, Times]) -> No
 
 
 def _one_rank(
-    rank: int, world_size: int, case: dict[str, Any], cycles: int, folder: str
+    rank: int, world_size: int, case: dict[str, Any], bare: str, cycles: int, folder: str
 ) -> dict[str, Times]:
-    turns = Turns(lambda: _bare(rank, world_size, case), case["steps"], cycles)
+    turns = Turns(lambda: _bare(rank, world_size, case, bare), case["steps"], cycles)
     harness(
         turns,
         "configs/quickstart.yaml",
@@ -120,14 +126,22 @@ def _paused(batches: Callable[..., Any], turns: Steps) -> Callable[..., Generato
     return with_turns
 
 
-def _bare(rank: int, world_size: int, case: dict[str, Any]) -> Block:
-    from bench.bare import in_memory
-    from configs.schema import Data
+def _bare(rank: int, world_size: int, case: dict[str, Any], bare: str) -> Block:
+    from bench.bare import in_memory, plain_ddp
+    from configs.schema import Data, Ddp
     from data.datasets import build_dataset
+    from ddp.wrap import wrap
     from models.build import build_model, find_builder
 
     data: Any = build_dataset(Data(name=case["data"], image_size=case["image_size"]), "train")
     model = build_model(find_builder(case["model"]), 10, 1, seed=0, initialise=True)
     return in_memory(
-        model, data.images, data.labels, rank, world_size, case["batch"], case["steps"]
+        model,
+        plain_ddp if bare == "torch's DDP" else lambda network: wrap(network, Ddp()),
+        data.images,
+        data.labels,
+        rank,
+        world_size,
+        case["batch"],
+        case["steps"],
     )

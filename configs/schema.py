@@ -277,7 +277,10 @@ class Ddp(Section):
         default=True, description="gradients live in DDP's buckets: one copy less"
     )
     bucket_cap_mb: float | None = Field(
-        default=None, gt=0, description="size of DDP's gradient buckets, MiB; null: torch's default"
+        default=None,
+        gt=0,
+        description="size of DDP's gradient buckets, MiB; null: torch's default, on CPUs without its "
+        "small first bucket",
     )
 
 

@@ -12,10 +12,10 @@ is read from the summed gradient, which is the same bits on every world size.
 from collections.abc import Iterator
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import Config
 from ddp.exact import TreeSum, rank0s, tree_sum_over_ranks
+from ddp.wrap import Wrapped
 from engine.gradient import (
     Count,
     MicroBatch,
@@ -89,7 +89,7 @@ def require_own_statistics(config: Config, model: nn.Module) -> None:
 
 
 def exact(
-    ddp_model: DistributedDataParallel,
+    ddp_model: Wrapped,
     task: Trains,
     batches: Iterator[MicroBatch],
     settings: StepSettings,

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 
 from ddp.collectives import sum_over_ranks
+from ddp.wrap import Wrapped
 from utils.keyed import seed_of
 
 Batch = dict[str, Tensor]
@@ -71,13 +71,13 @@ class StepSettings:
 # Leaves the gradient in `.grad`; returns the summed loss () of each of this rank's micro-batches,
 # not yet read, and what they count, which together over all ranks make the mean loss.
 Accumulate = Callable[
-    [DistributedDataParallel, Trains, Iterator[MicroBatch], StepSettings, int],
+    [Wrapped, Trains, Iterator[MicroBatch], StepSettings, int],
     tuple[list[Tensor], Count],
 ]
 
 
 def averaged(
-    ddp_model: DistributedDataParallel,
+    ddp_model: Wrapped,
     task: Trains,
     batches: Iterator[MicroBatch],
     settings: StepSettings,

@@ -19,7 +19,6 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from checkpoint.folder import claim
@@ -29,6 +28,7 @@ from ddp.board import START_TIMEOUT_S
 from ddp.process import Place
 from ddp.rank0 import is_rank0
 from ddp.stop import SIGNALS, Stopped
+from ddp.wrap import Wrapped
 from engine.gradient import MicroBatch, StepSettings
 from engine.pace import peak_bytes
 from engine.plan import Plan
@@ -63,7 +63,7 @@ class Rehearsal:
     def observed(
         self,
         batches: Generator[M],
-        ddp_model: DistributedDataParallel,
+        ddp_model: Wrapped,
         optimizer: Optimizer,
         settings: StepSettings,
         samples: int,
@@ -123,7 +123,7 @@ class Rehearsal:
         )
 
     def _sizes(
-        self, ddp_model: DistributedDataParallel, optimizer: Optimizer, settings: StepSettings
+        self, ddp_model: Wrapped, optimizer: Optimizer, settings: StepSettings
     ) -> Iterator[tuple[str, str]]:
         """What a rank holds and sends."""
         parameters = list(ddp_model.module.parameters())

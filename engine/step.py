@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from configs.schema import Config
 from ddp.collectives import gather_rows
+from ddp.wrap import Wrapped
 from engine.exact import exact
 from engine.gradient import (
     Batch,
@@ -58,7 +58,7 @@ class NonFinite(RuntimeError):
 
 
 def train_step(
-    ddp_model: DistributedDataParallel,
+    ddp_model: Wrapped,
     task: Trains,
     batches: Iterator[MicroBatch],
     optimizer: Optimizer,
@@ -129,7 +129,7 @@ def whose(broken: Tensor) -> str:
 
 
 def warm_up(
-    ddp_model: DistributedDataParallel,
+    ddp_model: Wrapped,
     task: Trains,
     batch: Batch,
     settings: StepSettings,

@@ -9,7 +9,7 @@ from ddp import wrap as wrapping
 from ddp.collectives import broadcast_from_rank0, same_on_all_ranks
 from ddp.optimizer import receive_optimizer_state
 from ddp.rank0 import Rank0Failed, on_rank0, rank0_only
-from ddp.wrap import Disagreement, agreement, tensors_of, wrap
+from ddp.wrap import Alone, Disagreement, Wrapped, agreement, tensors_of, wrap
 from models.build import build_model, find_builder
 from models.memory_format import lay_out
 from tests.ranks import run_ranks
@@ -69,6 +69,43 @@ def test_one_number_that_differs_on_one_rank_is_found_and_named() -> None:
     for message in run_ranks(3, one_tensor_off):
         assert "in 1 tensors" in message
         assert "head.bias: ranks [1] differ" in message
+
+
+def gradients_of_two_passes(ddp_model: Wrapped) -> list[torch.Tensor]:
+    torch.manual_seed(0)  # of the images and of dropout
+    images = torch.rand(4, 1, 8, 8)
+    labels = torch.arange(4)
+    with ddp_model.no_sync():
+        nn.functional.cross_entropy(ddp_model(images), labels).backward()
+    nn.functional.cross_entropy(ddp_model(images), labels).backward()
+    return [parameter.grad for parameter in ddp_model.parameters() if parameter.grad is not None]
+
+
+def one_process(rank: int) -> bool:
+    alone = wrap(model_of(rank), Ddp())
+    ddp_model = nn.parallel.DistributedDataParallel(model_of(rank))
+    assert isinstance(alone, Alone)
+    assert list(alone.state_dict()) == list(ddp_model.state_dict())
+    return all(map(torch.equal, *map(gradients_of_two_passes, (alone, ddp_model))))
+
+
+def test_one_process_has_the_gradients_of_ddp_without_its_buckets() -> None:
+    assert run_ranks(1, one_process) == [True]
+
+
+def buckets(rank: int) -> tuple[bool, str]:
+    ddp_model = wrap(model_of(rank), Ddp())
+    assert not isinstance(ddp_model, Alone)
+    for _ in range(2):
+        gradients_of_two_passes(ddp_model)
+    data = ddp_model._get_ddp_logging_data()
+    return bool(data["has_rebuilt_buckets"]), data["rebuilt_bucket_sizes"]
+
+
+def test_on_a_cpu_a_small_network_s_gradients_travel_in_one_bucket() -> None:
+    for has_rebuilt, sizes in run_ranks(2, buckets):
+        assert has_rebuilt
+        assert sizes == str(308_074 * 4), "torch's first bucket of 1 MiB would make them two"
 
 
 def other_architecture(rank: int) -> str:

@@ -201,4 +201,4 @@ def test_a_parameter_outside_the_loss_is_refused(
         f"run.dir={tmp_path}",
     )
     assert finish(start(1, options)) == [2]
-    assert "idle.weight took no part in the loss of a shard" in capfd.readouterr().out
+    assert "idle.weight took no part in the loss of a shard" in capfd.readouterr().err
