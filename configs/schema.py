@@ -279,8 +279,8 @@ class Ddp(Section):
     bucket_cap_mb: float | None = Field(
         default=None,
         gt=0,
-        description="size of DDP's gradient buckets, MiB; null: torch's default, on CPUs without its "
-        "small first bucket",
+        description="size of DDP's gradient buckets, MiB; null: torch's default, on CPUs without "
+        "its small first bucket",
     )
 
 
