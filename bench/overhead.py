@@ -1,6 +1,6 @@
 """What the harness costs a step: `train.py` itself, paused now and then for a bare loop's turn.
 
-python -m bench overhead [--world-size 2] [--cycles 60] [--case NAME]     10 minutes on two cores
+python -m bench overhead [--world-size 2] [--cycles 60] [--case NAME]     6 minutes on two cores
 
 The bare loop's network is under torch's DDP, as a careful person has it, and in a second run under
 our wrapping (`ddp/wrap.py`), which shows what all the rest of the harness costs. Both sides take

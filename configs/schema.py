@@ -268,10 +268,13 @@ class Ddp(Section):
         default=False, description="BatchNorm statistics over all ranks (GPUs only)"
     )
     static_graph: bool = Field(
-        default=False, description="promise DDP that every step uses the same graph"
+        default=False,
+        description="promise DDP that every step uses the same graph (one process has no DDP)",
     )
     find_unused_parameters: bool = Field(
-        default=False, description="let DDP search for parameters that a step does not use"
+        default=False,
+        description="let DDP search for parameters that a step does not use, which several "
+        "processes else refuse",
     )
     gradient_as_bucket_view: bool = Field(
         default=True, description="gradients live in DDP's buckets: one copy less"

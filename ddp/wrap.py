@@ -13,15 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp.collectives import (
     broadcast_from_rank0,
     gather_rows,
-    group_device,
     same_on_all_ranks,
     world_size,
 )
 from ddp.rehearsal import average_with_twins, is_rehearsal
 from utils.errors import BadInput
 
-# Of torch's buckets, but for its first, of 1 MiB, which is to be on its way while the backward pass
-# computes: gloo does so at the cost of the processors that compute, 0.3 ms a bucket.
+# torch's own size, but from the first bucket on: its first one, of 1 MiB, is to be on its way
+# early, and on a CPU gloo takes the processors from the backward pass for it, 0.3 ms a bucket.
 _CPU_BUCKET_MB = 25.0
 
 
@@ -86,8 +85,8 @@ def require_devices(options: WrapOptions) -> None:
 def wrap(model: nn.Module, options: WrapOptions, *, compiled: bool = False) -> Wrapped:
     """`model` under DDP, with rank 0's parameters and buffers on every rank.
 
-    The broadcast is ours, tensor by tensor in place, and DDP's constructor is told not to repeat
-    it: it would first copy everything into flat buffers. `model` is changed in place and stays
+    The broadcast is ours, one tensor after another, and DDP's constructor is told not to repeat it:
+    it would first copy everything into flat buffers. `model` is changed in place and stays
     `.module`: `compiled` compiles its forward without a wrapper that would rename its parameters,
     one graph for each batch size, whatever sizes came before. Raises Disagreement.
     """
@@ -99,7 +98,7 @@ def wrap(model: nn.Module, options: WrapOptions, *, compiled: bool = False) -> W
         model.compile(dynamic=False)
     if world_size() == 1:
         return Alone(model)
-    on_cpu = group_device().type == "cpu"
+    on_cpu = next(model.parameters()).device.type == "cpu"
     ddp_model = DistributedDataParallel(
         model,
         init_sync=False,

@@ -133,6 +133,8 @@ class Rehearsal:
         if self._config.ddp.exact:
             rounds = settings.world_size.bit_length() - 1
             how = f"exchanged {rounds} times to add up {ranks}"
+        elif settings.world_size == 1:
+            how = "for this rank alone"
         else:
             how = f"averaged over {ranks} by DDP"
         yield "gradients", f"{_size(sum(p.nbytes for p in trained))} a step, {how}"

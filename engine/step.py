@@ -140,10 +140,10 @@ def warm_up(
     DDP regroups its buckets after the first backward of a process (after the second with
     `static_graph`), and the order of a sum over three ranks depends on a gradient's place in its
     bucket: without this a resumed process would take its first step in another layout than the
-    unbroken run did. Gradients and buffers are put back as they were. Exact mode does not sum in
-    buckets.
+    unbroken run did. Gradients and buffers are put back as they were. Exact mode and a process that
+    is alone have no buckets.
     """
-    if settings.accumulate is exact:
+    if settings.accumulate is exact or settings.world_size == 1:
         return
     buffers = {name: buffer.clone() for name, buffer in ddp_model.module.named_buffers()}
     for _ in range(passes):
