@@ -9,6 +9,7 @@ exact       what the same bits on any number of processes cost
 growth      one rank of 8, 1,024 and 65,536
 pipeline    whole training pipelines beside a careful loop that augments by PIL
 checkpoint  how long a save holds up the loop
+layouts     convolutions channels last and not, layer by layer
 loading     memory and time of taking in one file of weights on four ranks
 sizes       bytes of a module and of a state dict, and what half precision costs in accuracy
 watching    what the report, the metrics and the rows cost a run
