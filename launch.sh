@@ -171,11 +171,12 @@ while [[ $waiting ]]; do
     waiting='' code=0
     wait "$torchrun" 2>/dev/null || code=$? # bash would tell that it was terminated
 done
-[[ $code == 0 || ! $stopped || -s $LOCKSTEP_EXIT ]] || unstarted
+# A launcher that has begun handles the signal, and tells whether its ranks had.
+[[ $code != 143 || ! $stopped ]] || unstarted
 # torchrun knows 0 and 1 only; rank 0 left what it ended with, and why.
 { read -r said; IFS= read -r reason; } <"$LOCKSTEP_EXIT" || true
 [[ ! ${said:-0} =~ ^[1-9][0-9]{0,2}$ ]] || code=$said
 # Bad input, and a stop on its own host, were told by rank 0, as the last thing anybody said.
-[[ $code == 0 || $code == 2 || $code$NODE_RANK == 750 || -z ${reason:-} ]] ||
+[[ $code == 0 || $code == 2 || ($code == 75 && $NODE_RANK == 0) || -z ${reason:-} ]] ||
     printf '%s\n' "$reason" >&2
 exit "$code"

@@ -6,9 +6,11 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +30,23 @@ _DYING_S = 30.0
 
 class Lock:
     """The right to write in a folder, held until `release`, or until the process and the writers
-    that inherited `descriptor` are gone; BadInput names the holder."""
+    that inherited `descriptor` are gone; BadInput names the holder. Makes the folder."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / ".lock"
-        self.descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
-        )
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+            )
+            self._acquire(folder)
+            if self._is_at(path):
+                break
+            os.close(self.descriptor)  # who held it has removed it, with the folder
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+    def _acquire(self, folder: Path) -> None:
         end = time.monotonic() + _DYING_S
         while not self._try():
             holder = _holder(self.descriptor)
@@ -45,8 +57,6 @@ class Lock:
                     "this run another run.name"
                 )
             time.sleep(0.05)
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
 
     def _try(self) -> bool:
         try:
@@ -54,6 +64,11 @@ class Lock:
         except BlockingIOError:
             return False
         return True
+
+    def _is_at(self, path: Path) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self.descriptor), path.lstat())
+        return False
 
     def release(self) -> None:
         os.close(self.descriptor)
@@ -107,6 +122,7 @@ class RunFolder:
     is_new: bool
     lock: Lock
     writer: Writer | None
+    saving: threading.Lock = field(default_factory=threading.Lock)  # held by a store that saves
 
     @property
     def logs(self) -> Path:
@@ -155,13 +171,20 @@ class RunFolder:
 
     def store(self, keep: int) -> Store:
         """The checkpoints of this folder, of which the newest `keep` stay."""
-        return Store(self.path, keep, self.writer)
+        return Store(self.path, keep, self.writer, self.saving)
 
-    def finish_save(self) -> None:
-        """Wait for the save under way, if there is one; any thread may call it."""
-        if self.writer is not None and self.writer.busy:
-            LOG.info("a save is under way, and finished first")
-            self.writer.wait()
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way."""
+        return self.saving.locked() or (self.writer is not None and self.writer.busy)
+
+    def finish_save(self, seconds: float) -> None:
+        """Wait for the save under way, but no longer than that; any thread may call it."""
+        end = time.monotonic() + seconds
+        if self.saving.acquire(timeout=seconds):
+            self.saving.release()
+        if self.writer is not None:
+            self.writer.wait(end - time.monotonic())
 
     def release(self) -> None:
         """End the writer after the save under way, and let the folder go."""
@@ -187,7 +210,6 @@ def claim(parent: Path, name: str, resume: Resume) -> RunFolder:
             LOG.info("%s is finished: this run is %s", parent / name, path)
     try:
         is_new = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
         lock = Lock(path)
     except OSError as error:
         raise BadInput(f"run folder {path}: {error.strerror} (run.dir, run.name)") from error

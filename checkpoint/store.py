@@ -1,6 +1,7 @@
 """The checkpoints of one run folder: save, and find the newest good one."""
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,10 +83,20 @@ def _candidates(folder: Path) -> list[Path]:
 class Store:
     """Writes the checkpoints of a folder that nobody else writes in (`RunFolder.store`)."""
 
-    def __init__(self, folder: Path, keep: int, writer: Writer | None = None) -> None:
-        """Take over `writer`, or fork one; what a killed save left in `folder` is removed."""
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        writer: Writer | None = None,
+        saving: "threading.Lock | None" = None,  # a function up to Python 3.12
+    ) -> None:
+        """Take over `writer`, or fork one; what a killed save left in `folder` is removed.
+
+        `saving` is held while the loop stops for a save.
+        """
         self._folder = folder
         self._keep = keep
+        self._saving = saving or threading.Lock()
         self._told: set[str] = set()
         self._done: Saved | None = None
         self._under_way: Saved | None = None
@@ -107,10 +118,13 @@ class Store:
         start = time.perf_counter()
         earlier = self._failure()
         path = self._folder / f"step-{step:08d}.pt"
-        if self._hand_over(content, best):
+        with self._saving:
+            written = None
+            if not self._hand_over(content, best):
+                written = write(self._folder, content, best=best, keep=self._keep)
+        if written is None:
             saved = self._under_way = Saved(path, time.perf_counter() - start, None, None)
         else:
-            written = write(self._folder, content, best=best, keep=self._keep)
             saved = self._note(written, time.perf_counter() - start)
         if earlier is not None:
             raise earlier

@@ -114,11 +114,13 @@ class Writer:
             raise SaveFailed(*answer["failed"])
         return Written(**answer | {"path": Path(answer["path"])})
 
-    def wait(self) -> None:
-        """Return when no save is under way any more; its result stays to be taken. Any thread may
-        call it."""
-        while self.busy and not select.select([self._socket], [], [], 0.1)[0]:
-            pass
+    def wait(self, seconds: float) -> None:
+        """Return when no save is under way any more, or after so long; its result stays to be
+        taken. Any thread may call it."""
+        end = time.monotonic() + seconds
+        while self.busy and time.monotonic() < end:
+            if select.select([self._socket], [], [], 0.1)[0]:
+                return
 
     def _died(self, folder: Path | None) -> SaveFailed:
         _, status = os.waitpid(self.pid, 0)

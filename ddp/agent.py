@@ -23,11 +23,12 @@ from torch.distributed.launcher import api as launch
 from torch.distributed.launcher.api import LocalElasticAgent  # type: ignore[attr-defined]
 
 from ddp import outcome
+from ddp.end import LAST_WORK_S
 from ddp.rendezvous import Rendezvous, meeting
 
 # How long ranks may live on after one of them failed: rank 0 finishes the save under way. One that
 # is stopped besides, and can neither end itself nor be ended by its neighbours, is killed then.
-_CRASHED_S = 120
+_CRASHED_S = LAST_WORK_S
 
 # A method that torch calls by another name would be overridden in vain.
 attrgetter(
@@ -39,6 +40,8 @@ attrgetter(
 class Agent(LocalElasticAgent):
     """torch's agent, which lets ranks save; those that stopped because hosts come or go are no end,
     and no failure."""
+
+    _listened = False  # whether a rank did, when they were last told to end
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         outcome.forget()  # an earlier start's
@@ -56,7 +59,9 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *args: Any, **kw: Any) -> None:
         pids = self._pcontext.pids().values() if self._pcontext else ()
-        if death_sig == signal.SIGINT and not all(map(_listens, pids)):
+        listen = [_listens(pid) for pid in pids]
+        self._listened = any(listen)
+        if death_sig == signal.SIGINT and not all(listen):
             death_sig = signal.SIGTERM  # what only starts would show where a Ctrl-C hit it
         super()._shutdown(death_sig, *args, **kw)
 
@@ -98,6 +103,9 @@ class Agent(LocalElasticAgent):
         except SignalException:
             if isinstance(self._rdzv_handler, Rendezvous):
                 self._rdzv_handler.shutdown()
+            if not self._listened and not outcome.said():
+                outcome.say("75")
+                print("stopped before the first step", file=sys.stderr)
             raise
         return result
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -14,12 +15,14 @@ from ddp.inquiry import answer
 from ddp.mail import Letter, Mail, is_elastic
 
 OTHERS_WAIT_S = 0.6  # the launcher blames the process that ends first
+LAST_WORK_S = 120  # how long a process may live on after one of the job failed
 _BAD_INPUT = 2  # bad input: one message, by the rank that found it
 _LEFT = 75  # to be gone on with: of an elastic job, without the host that found it
 
 # Records code, reason, and whether to start again is in vain; returns the code to end with.
 OnEnd = Callable[[int, str, bool], int]
-# What this process still does before it ends for another's sake.
+# What this process still does before it ends for another's sake: within limits, and without a word
+# in the log, for the main thread may be stuck holding any lock.
 LastWork = Callable[[], None]
 
 
@@ -43,9 +46,9 @@ class End:
     def for_all(self, verdict: Letter) -> None:
         """End every process for a `verdict`."""
         self._mail.send_others(verdict)
-        self.here(verdict)
+        self.this_process(verdict)
 
-    def here(self, verdict: Letter) -> None:
+    def this_process(self, verdict: Letter) -> None:
         """End this process for a `verdict`: the guilty at once, the others a little later."""
         if self.closed.is_set() or not self._taken.acquire(blocking=False):
             return
@@ -53,16 +56,16 @@ class End:
         guilty = rank in verdict["culprits"]
         code = _LEFT if self._can_do_without(verdict) else verdict["code"]
         if verdict.get("judge") == rank:  # at once: the launcher ends all when the first one ends
-            _say(verdict["report"])
+            say(verdict["report"])
         elif code not in (0, _BAD_INPUT) and not guilty:
-            _say(f"[rank {rank}] ends: {line}")
+            say(f"[rank {rank}] ends: {line}")
         try:
             code = self._on_end(code, line, verdict.get("final", False))
             self._board.leave()
             if verdict.get("frozen"):
                 self._board.kill([other for other in verdict["culprits"] if other != rank])
             if guilty and "report" in verdict:
-                get_error_handler().record_exception(Hang(line))
+                tell_launcher(Hang(line))
             if not guilty:
                 time.sleep(OTHERS_WAIT_S)
                 self._last_work()
@@ -95,8 +98,8 @@ class End:
 
     def give_way(self) -> None:
         """Return unless this process is ending; of the threads that could end it one does."""
-        with self._taken:
-            pass
+        if self._taken.locked():  # not taken for a moment: a verdict that finds it so is dropped
+            self._taken.acquire()
 
     def close(self) -> None:
         """From now on no verdict ends this process."""
@@ -104,7 +107,16 @@ class End:
             self.closed.set()
 
 
-def _say(text: str) -> None:
+def tell_launcher(error: BaseException) -> None:
+    """Leave `error` where torchrun looks for the reason of a failure, if there is room for it."""
+    try:
+        get_error_handler().record_exception(error)
+    except OSError:
+        with suppress(OSError):  # torchrun fails over half a file
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).unlink()
+
+
+def say(text: str) -> None:
     """Write to standard error past every lock: the main thread may be stuck holding one."""
     with suppress(OSError):
         os.write(2, text.encode() + b"\n")

@@ -47,7 +47,7 @@ class Lookout:
             if "asked" in letter:
                 reply(self._mail, letter["asked"], answer(self._board))
             elif "line" in letter:
-                self._end.here(letter)
+                self._end.this_process(letter)
             else:
                 return
 
@@ -130,7 +130,7 @@ class Lookout:
 
     def _end_myself(self, myself: list[Answer]) -> None:
         if myself:
-            self._end.here(sentence(myself, self._rank, frozen=False))
+            self._end.this_process(sentence(myself, self._rank, frozen=False))
 
     def seek_missing(self) -> None:
         """Ask who is gone, once for all ranks; does not return where that is found out.

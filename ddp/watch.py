@@ -51,6 +51,7 @@ def begin(on_end: OnEnd, last_work: LastWork = lambda: None) -> None:
     """
     global _watch
     with suppress(AttributeError, ValueError, OSError):
+        faulthandler.enable()
         faulthandler.register(signal.SIGUSR2, all_threads=False)
     if has_launcher_store():  # a launcher that is killed cannot end its ranks: they save and stop
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
 from checkpoint.folder import RunFolder
 from ddp import watch
+from ddp.end import LAST_WORK_S, say, tell_launcher
 from ddp.process import is_peer_loss, promised_world_size
 from ddp.rank0 import Rank0Failed, is_first_of_host, stands_for_rank0
 from ddp.rehearsal import is_rehearsal
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 # Raised on all ranks together: rank 0 tells.
 TOGETHER = (Stopped, SaveStopped, NonFinite, Disagreement, Rank0Failed)
 
-# Of these the message says all; `_tell` shows where any other exception came from.
+# Of these, and of an OSError, the message says all; `_tell` shows where any other came from.
 TOLD_BY_MESSAGE = (*TOGETHER, BadInput, NoProgress)
 
 _claimed: list[RunFolder] = []  # the folder of this process's run, from when its end belongs there
@@ -42,7 +41,6 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is lost before the first step
-    get_error_handler().initialize()
     watch.begin(record_end, _finish_save)
     try:
         run(argv)
@@ -51,7 +49,7 @@ def end(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, TOLD_BY_MESSAGE):  # by torchrun as well, without where in our code
             error.__traceback__ = error.__cause__ = None
-        get_error_handler().record_exception(error)
+        tell_launcher(error)
         return _out(_failed(error))
     return _out(record_end(0, "finished"))
 
@@ -78,7 +76,9 @@ def _failed(error: Exception) -> int:
         reason = f"lost the connection to another rank: {reason.splitlines()[0]}"
         watch.fail(code, reason)
         log.error(reason)
-        return record_end(code, reason)
+        code = record_end(code, reason)
+        _finish_save()
+        return code
     else:
         told = f"{type(error).__name__}: {reason}" if code == 1 else reason
         watch.fail(code, told, final=is_final)
@@ -99,27 +99,23 @@ def _out(code: int) -> int:
     return code
 
 
-def held(folder: RunFolder) -> RunFolder:
-    """`folder`: from now on the end of this process removes or closes it, if it is a new one.
-
-    An older one keeps what it says until the run has begun.
-    """
-    if folder.is_new:
-        _claimed.append(folder)
-    return folder
+def close_at_end(folder: RunFolder) -> None:
+    """From now on the end of this process leaves code and reason in `folder`, or removes it."""
+    _claimed[:] = [folder]
 
 
 @contextmanager
 def exit_recorded(folder: RunFolder | None) -> Iterator[None]:
     """Leave exit code and reason in the run folder, when rank 0 holds it, however the run ends."""
     if folder is not None:
-        _claimed[:] = [folder]
+        close_at_end(folder)
     try:
         yield
     except Exception as error:
         if folder is not None and not is_peer_loss(error):
-            _close(folder, _code(error), _reason(error))
-            if isinstance(error, TOGETHER):  # nobody waits for this process
+            with suppress(OSError):
+                _close(folder, _code(error), _reason(error))
+            if isinstance(error, TOGETHER) or promised_world_size() == 1:  # nobody waits for it
                 folder.release()  # after the save under way
                 _claimed.clear()
         raise
@@ -160,7 +156,9 @@ def _finish_save() -> None:
     """What rank 0 still owes when it ends for another's sake: the snapshot is whole, and else all
     steps since the checkpoint before would be lost."""
     for folder in _claimed:
-        folder.finish_save()
+        if folder.is_saving:
+            say("a save is under way, and finished first")
+            folder.finish_save(LAST_WORK_S)
 
 
 def _code(error: Exception) -> int:

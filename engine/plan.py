@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from checkpoint.folder import RunFolder, claim
+from checkpoint.folder import Resume, RunFolder, claim
 from checkpoint.state import restored
 from checkpoint.store import load, newest_good
 from configs.command import Command
@@ -17,7 +17,7 @@ from ddp import watch
 from ddp.collectives import broadcast_bytes
 from ddp.process import promised_world_size, rehearse
 from ddp.wrap import require_devices
-from engine.ending import held
+from engine.ending import close_at_end
 from engine.exact import require_exact
 from engine.optim import require_names
 from engine.recorder import require_board
@@ -75,9 +75,10 @@ def settle(
     config = load_config(command.config, command.overrides)
     _require(config, require)
     if earlier is not None:
-        folder = held(claim(earlier.parent, earlier.name, "auto"))
+        folder = _claimed(earlier, "auto")
     else:
-        folder = held(claim(config.run.dir, config.run.name, "auto" if command.resume else "none"))
+        path = config.run.dir / config.run.name
+        folder = _claimed(path, "auto" if command.resume else "none")
     named = config.run.model_copy(update={"name": folder.path.name})
     config = config.model_copy(update={"run": named})
     found = newest_good(folder.path) if command.resume or earlier else None
@@ -100,9 +101,18 @@ def _resume_file(
         raise BadInput(f"{error}{_alternative(file)}") from error
     config = from_plain(saved["config"], overrides, str(file))
     _require(config, require)
-    folder = held(claim(config.run.dir, config.run.name, "file"))
+    folder = _claimed(config.run.dir / config.run.name, "file")
     found = newest_good(folder.path) if restarted else None
     return _begun(config, folder, *((found.path, found.content) if found else (file, saved)))
+
+
+def _claimed(path: Path, resume: Resume) -> RunFolder:
+    """The run folder, which the end of this process closes or removes, if it is new; an older one
+    says how its last run ended until this one begins in it."""
+    folder = claim(path.parent, path.name, resume)
+    if folder.is_new:
+        close_at_end(folder)
+    return folder
 
 
 def _rehearsed(
@@ -150,6 +160,8 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
             f"train.global_batch was {sizes[0]} and is {sizes[1]}: steps are counted in it, so "
             "this is another run; start it with model.weights=FILE and another run.name"
         )
+    if saved and saved["config"]["train"]["best_metric"] != config.train.best_metric:
+        cursor = cursor | {"best": None}  # the best so far is of another metric
     done = saved and cursor["epoch"] >= config.train.epochs
     if done and not cursor.get("owes_evaluation"):  # an evaluation that a signal cut short
         log.info(
@@ -162,10 +174,11 @@ def _begun(config: Config, folder: RunFolder, file: Path | None, saved: dict[str
             folder.finish(0, "finished")
         folder.release()
         return Plan("nothing", config, folder.path, {}, {})
+    note_start(folder.path, cursor.get("step", 0))
+    close_at_end(folder)
     for name in folder.rewind(cursor.get("step", 0)):
         log.warning("set aside %s, which is newer than what is gone on from", name)
     folder.begin(to_yaml(config))
-    note_start(folder.path, cursor.get("step", 0))
     if saved:
         log.info("going on from %s at step %d", file, cursor["step"])
         changed = _changes(saved["config"], to_plain(config))

@@ -60,7 +60,7 @@ def test_only_ddp_imports_torch_distributed() -> None:
         for file in product_files()
         if room_of(file) not in ("ddp", "bench")
         for name in imports(file)
-        if name.startswith("torch.distributed") and "elastic" not in name
+        if name.startswith("torch.distributed")
     ]
     assert not wrong
 

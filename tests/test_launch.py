@@ -25,11 +25,11 @@ case "$*" in
     printf '%s' "${SAID-}" >"$LOCKSTEP_EXIT"
     stop() {
         echo x >>"$NOTES/signals"
-        printf '75\nstopped by SIGTERM' >"$LOCKSTEP_EXIT"
+        printf "${AFTER-75\nstopped by SIGTERM}" >"$LOCKSTEP_EXIT"
         sleep 0.5
         exit 1
     }
-    trap stop TERM
+    [[ ${DEAF-} ]] || trap stop TERM
     [[ ! ${SLOW-} ]] || touch "$NOTES/started"
     for ((i = 0; i < ${SLOW-0}; i++)); do sleep 0.02; done
     exit "${CODE-0}" ;;
@@ -244,6 +244,23 @@ def test_the_exit_code_and_reason_are_those_of_rank_0(launch, torchrun, said, co
 def test_a_host_without_rank_0_says_itself_why_the_run_was_stopped(launch):
     there = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "x"}
     assert launch(CODE="1", SAID="75\nstopped by SIGINT", **there) == (75, "stopped by SIGINT\n")
+    there = {"NNODES": "51", "NODE_RANK": "50", "MASTER_ADDR": "x"}
+    assert launch(CODE="1", SAID="7\nwhy", **there) == (7, "why\n")
+
+
+@pytest.mark.parametrize(
+    ("env", "ended"),
+    [
+        ({"DEAF": "yes"}, (75, "stopped before the first step\n")),
+        ({"AFTER": ""}, (1, "")),  # its ranks had begun, and could not say how they ended
+    ],
+)
+def test_only_a_launcher_that_died_of_the_signal_had_not_begun(launch, env, ended):
+    process = launch.start(SLOW="500", **env)
+    await_file(launch.folder / "started")
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == ended
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

@@ -161,14 +161,14 @@ def test_bad_input_found_late_by_another_rank_leaves_no_folder(tmp_path: Path, s
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_bad_input_leaves_a_run_that_is_gone_on_with_as_it_was(
+def test_bad_input_costs_a_run_that_is_gone_on_with_no_checkpoint_and_no_row(
     finished: Path, tmp_path: Path, said: Said
 ) -> None:
     run_folder = shutil.copytree(finished, tmp_path / "x")
     weights = {path.name: path.read_bytes() for path in run_folder.glob("*.pt")}
     again = ["--resume", str(run_folder / "last.pt"), f"run.dir={tmp_path}", "train.epochs=2"]
     assert said(2, *again, "train.global_batch=48")[0][0] == 2
-    assert (run_folder / "exit").read_text() == "0 finished\n"
+    assert (run_folder / "exit").read_text() == "0 finished\n"  # found before it began again
     assert said(2, *again, LATE)[0][0] == 2
     assert {path.name: path.read_bytes() for path in run_folder.glob("*.pt")} == weights
     assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 14

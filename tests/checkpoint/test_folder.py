@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from checkpoint import folder, store
-from tests.checkpoint.content import put
+from tests.checkpoint.content import content, names, put
 from utils.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +119,59 @@ def test_a_new_run_waits_for_the_writer_of_a_killed_one(tmp_path: Path, claim: C
     begin = time.monotonic()
     claim(tmp_path, "auto")
     assert 0.1 < time.monotonic() - begin < 5
+
+
+def test_a_lock_file_that_its_holder_removed_meanwhile_is_not_taken(
+    tmp_path: Path, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = folder.Lock._try
+
+    def withdrawn_first(self: folder.Lock) -> bool:
+        monkeypatch.undo()
+        shutil.rmtree(tmp_path / "x")
+        return locked(self)
+
+    monkeypatch.setattr(folder.Lock, "_try", withdrawn_first)
+    claim(tmp_path, "none")
+    with pytest.raises(BadInput, match="in use"):
+        claim(tmp_path, "none")
+
+
+def test_a_save_that_stops_the_loop_is_waited_for(
+    tmp_path: Path, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, write = threading.Event(), store.write
+
+    def slow_write(*args: Any, **kwargs: Any) -> Any:
+        began.set()
+        time.sleep(1.0)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(store, "free_memory", lambda: 0)
+    monkeypatch.setattr(store, "write", slow_write)
+    run = start(claim, tmp_path)
+    loop = threading.Thread(target=run.store(2).save, args=[content(1), 1])
+    loop.start()
+    assert began.wait(30) and run.is_saving
+    run.finish_save(0.1)
+    assert not names(run.path)
+    run.finish_save(30)
+    assert "last.pt" in names(run.path)
+    loop.join()
+
+
+def test_a_writer_that_is_stopped_is_not_waited_for_without_end(
+    tmp_path: Path, claim: Claim
+) -> None:
+    run = start(claim, tmp_path)
+    assert run.writer is not None
+    os.kill(run.writer.pid, signal.SIGSTOP)
+    run.store(2).save(content(1), 1)
+    run.finish_save(0.2)
+    assert run.is_saving and not names(run.path)
+    os.kill(run.writer.pid, signal.SIGCONT)
+    run.finish_save(30)
+    assert "last.pt" in names(run.path)
 
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path, claim: Claim) -> None:
