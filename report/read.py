@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,27 @@ def best_metric(run: Run) -> tuple[str, bool] | None:
 
 
 def best_evaluated(run: Run) -> Row | None:
-    """The row of the evaluation that best.pt is from; of equal ones the first."""
+    """The row of the evaluation that best.pt is from; of equal ones the first.
+
+    Those before the run was gone on with by another metric do not count.
+    """
     metric = best_metric(run)
     if metric is None:
         return None
     name, higher_is_better = metric
-    numbers, values = series(run, "eval", name)
-    if not values:
-        return None
-    best = (max if higher_is_better else min)(values)
-    return run.rows[numbers[values.index(best)]]
+    changed = [
+        new["time"]
+        for old, new in pairwise(run.starts)
+        if new.get("best_metric") != old.get("best_metric")
+    ]
+    since = changed[-1] if changed else 0.0
+    found = [
+        (value, run.rows[number])
+        for number, value in zip(*series(run, "eval", name), strict=True)
+        if run.rows[number]["clock"].get("time", 0.0) >= since
+    ]
+    choose = max if higher_is_better else min
+    return choose(found, key=itemgetter(0))[1] if found else None
 
 
 def resumed_steps(run: Run) -> list[int]:

@@ -3,6 +3,8 @@
 ./launch.sh test tests/test_commands.py              (launch.sh's own: tests/test_launch.py)
 """
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -109,6 +111,17 @@ def test_a_place_that_cannot_be_written_to_is_one_line(
     (tmp_path / "config.yaml").write_text("run:\n  name: x\n")
     told = refused("report", str(tmp_path), "--output", str(tmp_path / "absent" / "x.html"))
     assert "No such file or directory" in told
+
+
+def test_a_command_whose_output_nobody_reads_ends_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "configs.describe"]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """What all commands share: how they read their arguments, and how they refuse bad input."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import NoReturn
 
 from utils.errors import BadInput
@@ -31,7 +34,13 @@ def refusing(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], 
     @wraps(main)
     def command(argv: Sequence[str]) -> int:
         try:
-            return main(argv)
+            code = main(argv)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # nobody reads any more, as behind `| head`
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for the interpreter's last flush
+            return 128 + signal.SIGPIPE
         except (BadInput, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return BadInput.exit_code

@@ -65,7 +65,8 @@ def evaluated_as(folder: Path, metric: str, higher_is_better: bool, values: list
         row["eval"][metric] = value
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
-    starts[-1]["best_metric"] = {"name": metric, "higher_is_better": higher_is_better}
+    for start in starts:
+        start["best_metric"] = {"name": metric, "higher_is_better": higher_is_better}
     (folder / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
 
 
@@ -97,6 +98,15 @@ def test_a_best_evaluation_that_is_the_last_is_shown_once(copied: Path) -> None:
     page = page_of(copied)
     assert ">Best accuracy, and last evaluation: epoch 3, step 42<" in page
     assert ">Last evaluation" not in page
+
+
+def test_an_evaluation_before_the_metric_was_changed_is_not_the_best(copied: Path) -> None:
+    evaluated_as(copied, "accuracy", True, [0.2, 0.875, 0.3])  # gone on with after the second
+    starts = [json.loads(line) for line in (copied / "starts.jsonl").read_text().splitlines()]
+    starts[0]["best_metric"] = {"name": "loss", "higher_is_better": False}
+    (copied / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    row = best_evaluated(read_run(copied))
+    assert row is not None and row["step"] == 42
 
 
 def test_epochs_count_from_one_as_on_the_console(finished: Path) -> None:
