@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoint.open import read
+from report import follow
 from report.__main__ import main
 from report.make import write_report
 from report.page import run_page
@@ -298,6 +299,21 @@ def test_a_report_follows_each_evaluation_and_the_end_of_the_run(copied: Path) -
     process.stdin.close()
     assert process.wait(30) == 0
     assert "stopped by a test" in page.read_text()
+
+
+def test_reports_are_made_no_oftener_than_their_price_allows(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations, waits = iter(range(1, 100)), iter([True] * 5 + [False])
+    made: list[Path] = []
+    clock = iter([0.0, 2.0, *[9.0] * 20])  # a report that takes 2 s of processor time
+    monkeypatch.setattr(follow, "_step_back", lambda: None)
+    monkeypatch.setattr(follow, "_changed", lambda path: float(next(evaluations)))
+    monkeypatch.setattr(follow.select, "select", lambda *_: ([] if next(waits) else [0], [], []))
+    monkeypatch.setattr(follow.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr("report.make.write_report", made.append)
+    follow.follow(copied)
+    assert len(made) == 2, "the first, and the last; the four between come too soon"
 
 
 def test_the_same_folder_gives_the_same_page(finished: Path) -> None:
