@@ -1,6 +1,6 @@
 """The same work through Lightning, accelerate and ignite, as their guides write it, and ours.
 
-python -m bench peers [--peer NAME] [--cycles 7]     8 minutes on two cores;
+python -m bench peers [--peer NAME] [--cycles 7]     4 minutes on two cores;
 needs pip install -r requirements-bench.txt
 
 FashionMNIST, the quickstart's network, 128 images a rank, PIL transforms in one worker a rank. Each

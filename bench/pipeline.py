@@ -1,7 +1,7 @@
 """Whole training pipelines beside the careful loop that a person writes: PIL, a sample at a time.
 
 python -m bench pipeline [--set fashion_mnist|jpeg] [--precision fp32|bf16] [--cycles 7]
-fashion_mnist takes 6 minutes a precision on two cores, jpeg (1,200 made-up photographs) 15
+fashion_mnist takes 3 minutes a precision on two cores, jpeg (1,200 made-up photographs) 8
 
 `train.py` runs configs/fashion_mnist.yaml at 128 images a rank, or ResNet-18 at 112 pixels at 32 a
 rank; the bare loop the same network on the same work with 0, 1 and 2 workers a rank, in fp32. What
