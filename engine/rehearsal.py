@@ -178,7 +178,7 @@ class Rehearsal:
         start_s = self._begun[0] - self._entered
         yield (
             "start",
-            f"{start_s:,.2f} s until the first step: data, network, two passes to warm up",
+            f"{start_s:,.2f} s until the first step: data, network, warm-up",
         )
         steps = [after - before for before, after in pairwise(self._begun)]
         taken = [step - waited for step, waited in zip(steps, self._waited, strict=True)]
